@@ -1,0 +1,159 @@
+"""Training throughput of a grid field on the CPU, beside the same net in eager torch and a published-size Fourier network.
+
+One step is forward, backward and optimiser on 65,536 points in 3-D, squared error to a random target:
+  ours     grid_encode (12 levels x 2, table 2^17) + mlp_forward (2 x 64) + solve.optimise.Adam
+  eager    the same net from the plain torch twin, nn.Sequential and torch.optim.Adam
+  fourier  256 Fourier features into a ReLU network 6 x 256 in eager torch with torch.optim.Adam
+The three take turns in one process with 2 threads, so a busy machine slows all of them; the figure is the median. Processor time (all
+threads) is given too: it hardly depends on what else runs. Peak memory is the growth of ru_maxrss over five steps, each net in a process
+of its own, counted from just before the net is built.
+
+    python benchmarks/throughput.py            prints the table, appends a row to benchmarks/results/throughput.jsonl
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numba
+import torch
+from torch import nn
+
+from medfields.kernels import mlp
+from medfields.kernels.grid import grid_encode
+from medfields.kernels.grid_layout import GridLayout
+from medfields.kernels.grid_torch import grid_encode_torch
+from medfields.solve.optimise import Adam
+
+POINTS, LAYOUT = 65_536, GridLayout.geometric(dim=3, levels=12, coarsest=16, finest=512, log2_table=17, features=2)
+REQUIRED = {"eager": 20.0, "fourier": 60.0}
+
+
+def relu_net(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def ours() -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.optim.Optimizer]:
+    net, table = relu_net(LAYOUT.width, 64, 64, 1), nn.Parameter(1e-4 * torch.randn(LAYOUT.rows, LAYOUT.features))
+    linear = [m for m in net if isinstance(m, nn.Linear)]
+    weights, biases = [m.weight for m in linear], [m.bias for m in linear]
+    return lambda u: mlp.mlp_forward(grid_encode(u, table, LAYOUT), weights, biases), Adam([table, *net.parameters()], lr=1e-3)
+
+
+def eager() -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.optim.Optimizer]:
+    net, table = relu_net(LAYOUT.width, 64, 64, 1), nn.Parameter(1e-4 * torch.randn(LAYOUT.rows, LAYOUT.features))
+    return lambda u: net(grid_encode_torch(u, table, LAYOUT)), torch.optim.Adam([table, *net.parameters()], lr=1e-3)
+
+
+def fourier() -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.optim.Optimizer]:
+    net, waves = relu_net(256, *[256] * 6, 1), 10 * torch.randn(3, 128)
+
+    def forward(u: torch.Tensor) -> torch.Tensor:
+        phase = 2 * torch.pi * u @ waves
+        return net(torch.cat((phase.cos(), phase.sin()), dim=-1))
+
+    return forward, torch.optim.Adam(net.parameters(), lr=1e-3)
+
+
+NETS = {"ours": ours, "eager": eager, "fourier": fourier}
+
+
+def make_step(name: str) -> Callable[[], None]:
+    torch.manual_seed(0)
+    forward, optimiser = NETS[name]()
+    points, target = torch.rand(POINTS, 3), torch.rand(POINTS, 1)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        nn.functional.mse_loss(forward(points), target).backward()
+        optimiser.step()
+
+    return step
+
+
+def peak_mb(name: str) -> float:
+    """Megabytes by which five steps raise the peak of a fresh process."""
+    found = subprocess.run([sys.executable, __file__, "--memory", name], check=True, capture_output=True, text=True)
+    return float(found.stdout)
+
+
+def measure_memory(name: str) -> None:
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # macOS counts bytes, Linux kilobytes
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = make_step(name)
+    for _ in range(5):
+        step()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit)
+
+
+def measure_time(rounds: int) -> dict[str, dict[str, float]]:
+    """Median wall and processor milliseconds of a step, the nets in turn; ours several times a round, as it is short."""
+    steps = {name: make_step(name) for name in NETS}
+    wall: dict[str, list[float]] = {name: [] for name in NETS}
+    processor: dict[str, list[float]] = {name: [] for name in NETS}
+    for name, step in steps.items():
+        for _ in range(10 if name == "ours" else 2):  # compile, choose the precision, fill the allocator
+            step()
+    for _ in range(rounds):
+        for name, step in steps.items():
+            for _ in range(5 if name == "ours" else 1):
+                cpu, start = time.process_time(), time.perf_counter()
+                step()
+                wall[name].append(1e3 * (time.perf_counter() - start))
+                processor[name].append(1e3 * (time.process_time() - cpu))
+    return {name: {"ms": statistics.median(wall[name]), "cpu_ms": statistics.median(processor[name])} for name in NETS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--memory", choices=NETS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        measure_memory(arguments.memory)
+        return
+    torch.set_num_threads(2)
+    rows = measure_time(arguments.rounds)
+    print(f"{'':8} {'ms/step':>9} {'cpu ms':>9} {'points/s':>12} {'x ours':>7} {'cpu x':>7} {'peak MB':>8}")
+    for name, row in rows.items():
+        row |= {"ratio": row["ms"] / rows["ours"]["ms"], "cpu_ratio": row["cpu_ms"] / rows["ours"]["cpu_ms"], "peak_mb": peak_mb(name)}
+        print(f"{name:8} {row['ms']:9.1f} {row['cpu_ms']:9.1f} {1e3 * POINTS / row['ms']:12,.0f} {row['ratio']:7.1f} {row['cpu_ratio']:7.1f} {row['peak_mb']:8.0f}")
+    for name, bar in REQUIRED.items():
+        print(f"{name} / ours = {rows[name]['ratio']:.1f}, required {bar:.0f}: {'met' if rows[name]['ratio'] >= bar else 'NOT met'}")
+    record = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "rows": rows, "mlp_policy": mlp.policy(),
+        "threads": torch.get_num_threads(), "load": os.getloadavg()[0], "machine": platform.machine(), "processor": processor_name(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__},
+    }
+    path = Path(__file__).parent / "results" / "throughput.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def processor_name() -> str:
+    """The model line of /proc/cpuinfo where there is one."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()

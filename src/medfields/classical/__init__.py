@@ -1,0 +1,1 @@
+"""The yardsticks: classical algorithms in the same frame as the papers, one file each."""

@@ -1,0 +1,1 @@
+"""The command line: one module for each command; none imports torch before it has work to do."""

@@ -1,0 +1,90 @@
+"""list, show, cite: what the method files say of themselves, read without running them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from .. import plugins
+from ..errors import FileError, InputError, UnknownName
+
+
+def list_methods(task: str = "") -> None:
+    """The methods, one line each; a star marks the default of its task.
+
+    Args:
+        task: only the methods of this task, for instance superres.
+    """
+    known = plugins.entries()
+    tasks = sorted({e.task for e in known.values()})
+    if task and task not in tasks:
+        raise UnknownName("task", task, tasks)
+    width = max((len(name) for name in known), default=0)
+    for heading in [task] if task else tasks:
+        print(heading)
+        for entry in sorted((e for e in known.values() if e.task == heading), key=lambda e: (e.fidelity == "classical", e.name)):
+            star = "*" if plugins.DEFAULT.get(heading) == entry.name else " "
+            print(f" {star} {entry.name:<{width}}  {entry.fidelity:<11}  {entry.title}")
+
+
+def show(name: Positional[str], source: bool = False) -> None:
+    """The card of a method.
+
+    Args:
+        name: of the method, or the path of a method file.
+        source: print the whole file.
+    """
+    entry = plugins.find(name)
+    if source:
+        print(entry.path.read_text(encoding="utf-8"), end="")
+        return
+    print(f"{entry.name}  ({entry.task}, {entry.fidelity})\n")
+    print(entry.doc.strip())
+    print(f"\nPaper: {entry.paper}\nFile: {entry.path}")
+    if entry.task:
+        print(f"Hyper-parameters: medfields {entry.task} --method {name} --help")
+
+
+def cite(what: Annotated[str, tyro.conf.Positional]) -> None:
+    """What to cite for a method, a finished run folder, or a .field file.
+
+    Args:
+        what: name of a method, a run folder, or a .field file.
+    """
+    entry = plugins.find(method_of(what))
+    print(bibtex(entry))
+
+
+def method_of(what: str) -> str:
+    """The method name behind a run folder, or the name itself."""
+    folder = Path(what)
+    if not folder.is_dir():
+        return what
+    try:
+        return str(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))["method"])
+    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+        raise FileError(f"{folder} is not a run folder: config.toml is missing or damaged", "give the .run folder beside the result") from error
+
+
+def bibtex(entry: plugins.Entry) -> str:
+    """The paper of a card as a BibTeX entry, as far as its text tells."""
+    if not entry.paper:
+        raise InputError(f"the method '{entry.name}' names no paper")
+    doi = re.search(r"10\.\d{4,9}/[^\s,;)]+", entry.paper)
+    url = re.search(r"https?://[^\s,;)]+", entry.paper)
+    arxiv = re.search(r"arXiv[: ]?(\d{4}\.\d{4,5})", entry.paper, re.IGNORECASE)
+    year = re.search(r"\b(19|20)\d\d\b", re.sub(r"\S*/\S*", "", entry.paper))  # not the digits of a DOI or an address
+    fields = {
+        "note": f"{entry.name}: {entry.title} {entry.paper}",
+        "year": year.group() if year else "",
+        "doi": doi.group().rstrip(".") if doi else "",
+        "eprint": arxiv.group(1) if arxiv else "",
+        "url": url.group().rstrip(".") if url else f"https://doi.org/{doi.group().rstrip('.')}" if doi else "",
+    }
+    body = "".join(f"  {key} = {{{value}}},\n" for key, value in fields.items() if value)
+    return f"@misc{{{entry.name},\n{body}}}"

@@ -1,0 +1,108 @@
+"""medfields COMMAND ...: finds the command, runs it, and turns expected errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .. import __version__
+from ..errors import MedfieldsError, UnknownName
+
+# command -> (module, function, help). A task's function takes the words of the command line, because its flags depend on the
+# method among them; every other function states its flags in its signature.
+TASKS = {
+    "superres": ("superres", "superres", "thick slices in, one sharp isotropic volume out"),
+}
+COMMANDS = {
+    "query": ("query", "query", "read a .field at another spacing, on another image's grid, or at points"),
+    "list": ("inspect", "list_methods", "the methods, with one line each"),
+    "show": ("inspect", "show", "the card of a method: paper, needs, deviations, hyper-parameters"),
+    "cite": ("inspect", "cite", "what to cite for a method or a finished run"),
+    "doctor": ("doctor", "doctor", "what this machine offers: versions, threads, kernels, precision, extras"),
+    "report": ("report", "report", "write the report of a run folder again"),
+    "bench": ("bench", "bench", "run the methods of a task on real data, beside the classical ones"),
+    "new": ("new", "new", "write a short method file to start from"),
+    "check": ("check", "check", "run the contract tests on a method file"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code of the process.
+
+    Expected errors (`MedfieldsError`) end in `medfields: error: ...` and `hint: ...` on stderr. Anything else is a bug
+    and keeps its traceback.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"]
+    try:
+        return _run(words)
+    except MedfieldsError as error:
+        if debug:
+            raise
+        return _complain(error)
+    except KeyboardInterrupt:
+        print("\nmedfields: interrupted; run the same command again to resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `medfields list | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"medfields {__version__}")
+        return 0
+    name, *rest = words
+    if name in TASKS:
+        module, function, _ = TASKS[name]
+        code = getattr(import_module(f".{module}", __package__), function)(rest)
+    elif name in COMMANDS:
+        import tyro
+
+        module, function, _ = COMMANDS[name]
+        code = tyro.cli(getattr(import_module(f".{module}", __package__), function), args=rest, prog=f"medfields {name}")
+    else:
+        raise UnknownName("command", name, [*TASKS, *COMMANDS])
+    return code or 0
+
+
+def _usage() -> str:
+    def table(commands: dict[str, tuple[str, str, str]]) -> str:
+        return "\n".join(f"  {name:<10} {text}" for name, (_, _, text) in commands.items())
+
+    return f"""medfields {__version__}: medical measurements as continuous functions of world millimetres
+
+usage: medfields COMMAND [--help] ...
+
+tasks
+{table(TASKS)}
+
+tools
+{table(COMMANDS)}
+
+examples
+  medfields superres axial.nii.gz sagittal.nii.gz -o iso.nii.gz --spacing 0.8
+  medfields query iso.field --spacing 0.5 -o fine.nii.gz
+
+`--debug` with any command shows the traceback of an error. Intended use: research."""
+
+
+def _complain(error: MedfieldsError) -> int:
+    print(f"medfields: error: {_one_line(error.message)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {_one_line(error.hint)}", file=sys.stderr)
+    return error.exit_code
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

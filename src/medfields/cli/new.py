@@ -1,0 +1,96 @@
+"""new: writes a method file that already runs, to be changed line by line into one's own."""
+
+from __future__ import annotations
+
+import keyword
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from .. import plugins
+from ..errors import InputError, OutputError
+
+TEMPLATE = '''"""{title}: {line}
+
+Write here what the idea is: the equation, and what is new about it.
+
+Needs: stacks with their slice thickness (mm).
+Gives: intensity at any point, one channel for each contrast.
+Deviations: what differs from the paper, and why.
+Fidelity: ours; then "published" or "interpreted".
+Licence: whether a licence or a patent restricts its use.
+Use when: when it beats the classical method, and when it does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from medfields.cases import Stacks
+from medfields.fields import Field, {spec}
+from medfields.solve import Inverse, Method, Run
+
+
+@dataclass(frozen=True)
+class {class_name}(Method):
+    """AUTHORS, JOURNAL YEAR, section.
+
+    Args:
+        net: the network.
+        steps, lr: of Adam.
+        samples: stack voxels in a step.
+        nodes: quadrature points under each slice profile.
+    """
+
+    paper: ClassVar[str] = "doi:10.xxxx/xxxxx"
+    task: ClassVar[str] = "superres"
+    fidelity: ClassVar[str] = "ours"
+    tiny: ClassVar[dict[str, Any]] = {{"net": {spec}(width=16, depth=2), "steps": 20, "samples": 256, "nodes": 4}}  # runs in a second
+
+    net: {spec} = {spec}(width=256, depth=4)
+    steps: int = 2000
+    lr: float = {lr}
+    samples: int = 4096
+    nodes: int = 6
+
+    def solve(self, case: Stacks, run: Run, prior: nn.Module | None = None) -> Field:
+        offset, scale = case.intensities()
+        field = Field(self.net, case.box(), len(case.contrasts), scale=scale, offset=offset, names=case.contrasts)
+        problem = Inverse(field, case.operator(self.nodes), case.samples(), self.samples)
+        return run.fit(problem, steps=self.steps, lr=self.lr, name="fit").field
+'''
+LIKE = {"siren": ("Siren", "1e-4"), "mlp": ("MLP", "1e-3")}
+
+
+def new(name: Positional[str], like: str = "", folder: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path()) -> None:
+    """Write a method file to start from, and say how to run and test it.
+
+    Args:
+        name: of the method, in lower case with "-" between words.
+        like: an installed method whose file is copied instead of the short template, or siren or mlp for the template with that network.
+        folder: where the file goes.
+    """
+    stem = name.replace("-", "_").lower()
+    if not stem.isidentifier() or keyword.iskeyword(stem):
+        raise InputError(f"'{name}' cannot be the name of a method", "use letters, digits and '-', beginning with a letter")
+    path = folder / f"{stem}.py"
+    class_name = "".join(part.capitalize() for part in stem.split("_"))
+    if like and like not in LIKE:
+        entry = plugins.find(like)
+        text = entry.path.read_text(encoding="utf-8").replace("from ..", "from medfields.").replace(entry.class_name, class_name)
+    else:
+        spec, lr = LIKE[like or "siren"]
+        text = TEMPLATE.format(title=class_name, line="one line that says what is new.", class_name=class_name, spec=spec, lr=lr)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise OutputError(f"{path} already exists", "choose another name, or remove the file") from None
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}", "choose another --folder") from error
+    print(f"{path}\ntest it:  medfields check ./{path}\nrun it:   medfields superres a.nii.gz b.nii.gz -o iso.nii.gz --method ./{path}")

@@ -1,0 +1,59 @@
+"""What several commands need once torch is loaded."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import plugins
+from ..errors import InputError, OutOfMemory, UnknownName
+from ..fields import Field
+from ..io import read_field
+
+
+class Slope(nn.Module):
+    """The gradient of a field per mm, as a function of the world: its magnitude for each channel, or its components."""
+
+    def __init__(self, field: Field, kind: Literal["magnitude", "vector"]):
+        super().__init__()
+        self.field, self.kind = field, kind
+        self.channels = field.channels * (field.box.ndim if kind == "vector" else 1)
+        self.unit = f"{field.unit}/mm" if field.unit else "1/mm"
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch C"]:
+        _, slope = self.field.value_and_jacobian(x)
+        return slope.norm(dim=-1) if self.kind == "magnitude" else slope.flatten(-2)
+
+
+def use_threads(n: int | None) -> None:
+    """Let torch and the Numba kernels use `n` threads; None leaves them alone."""
+    if n is None:
+        return
+    if not 1 <= n <= 4096:
+        raise InputError(f"--threads must be at least 1, got {n}")
+    import numba
+
+    torch.set_num_threads(n)
+    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+
+
+def require_memory(size: int, what: str, hint: str) -> None:
+    """Raise OutOfMemory if `size` bytes cannot fit into this machine, before anything is computed."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 36
+    if size > total:
+        raise OutOfMemory(f"{what} needs {size / 2**30:.3g} GiB, this machine has {total / 2**30:.3g}", hint)
+
+
+def read_any_field(path: str) -> Field:
+    """A .field file, also one whose spec is written in the file of its method: installed methods are then loaded, and
+    only those; a name from the file is never imported."""
+    try:
+        return read_field(path)
+    except UnknownName:
+        for name in plugins.entries():
+            plugins.load(name)
+        return read_field(path)

@@ -1,0 +1,16 @@
+"""Fields: specs of networks and of linear bases, and `Field`, which gives one a place and units."""
+
+from .bspline import BSpline, LinearBasis
+from .encodings import Fourier, GridEncoding, Identity, NeRFEncoding
+from .field import Field
+from .heads import Cells, MultiHead
+from .hybrid import Hybrid
+from .lazy import LazyVolume
+from .mlp import MLP, Network
+from .siren import Finer, Siren
+from .spec import SPECS, Spec, from_json, parameter_count, spec, to_json, width_for
+
+__all__ = [
+    "MLP", "SPECS", "BSpline", "Cells", "Field", "Finer", "Fourier", "GridEncoding", "Hybrid", "Identity", "LazyVolume", "LinearBasis",
+    "MultiHead", "NeRFEncoding", "Network", "Siren", "Spec", "from_json", "parameter_count", "spec", "to_json", "width_for",
+]

@@ -1,0 +1,7 @@
+"""What is small when a function explains its measurements, or is smooth. Every loss is a scalar tensor."""
+
+from .derivative import squared_gradient, total_variation
+from .fidelity import gaussian_nll, huber, l1, mse, poisson_nll
+from .similarity import mutual_information, ncc, nmi
+
+__all__ = ["gaussian_nll", "huber", "l1", "mse", "mutual_information", "ncc", "nmi", "poisson_nll", "squared_gradient", "total_variation"]

@@ -1,0 +1,206 @@
+"""Quadratic problems on a lattice: conjugate gradients, finite differences, and the thick-slice normal equations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..cases import Stack, Stacks
+from ..operators.slices import SliceOperator
+from ..space import Grid
+
+
+def gradient(x: Float[Tensor, "I J K"]) -> Float[Tensor, "3 I J K"]:
+    """Forward differences per voxel step; zero past the last voxel."""
+    return torch.stack([torch.diff(x, dim=d, append=x.narrow(d, -1, 1)) for d in range(3)])
+
+
+def gradient_adjoint(p: Float[Tensor, "3 I J K"]) -> Float[Tensor, "I J K"]:
+    """The transpose of `gradient` (minus the divergence)."""
+    out = torch.zeros_like(p[0])
+    for d in range(3):
+        inner = p[d].narrow(d, 0, p.shape[d + 1] - 1)
+        out.narrow(d, 0, inner.shape[d]).sub_(inner)
+        out.narrow(d, 1, inner.shape[d]).add_(inner)
+    return out
+
+
+class ConjugateGradients(nn.Module):
+    """Solves N x = b for a symmetric positive definite N, one `step` at a time (Hestenes & Stiefel 1952).
+
+    Its state is in buffers, so `Run.steps` can stop and resume it.
+
+    Args:
+        normal: N.
+        b, x: right side and start.
+        precondition: a symmetric positive definite guess at the inverse of N.
+    """
+
+    x: Tensor
+    residual: Tensor
+    direction: Tensor
+    size: Tensor
+
+    def __init__(self, normal: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, precondition: Callable[[Tensor], Tensor] | None = None):
+        super().__init__()
+        self.normal, self.precondition, self.goal = normal, precondition or (lambda r: r), 1e-4 * float(b.norm())
+        self.register_buffer("x", x)
+        self.register_buffer("residual", b - normal(x))
+        self.register_buffer("direction", torch.zeros_like(x))
+        self.register_buffer("size", torch.ones(()).to(x))
+
+    @property
+    def done(self) -> bool:
+        """Whether the residual has fallen to 1e-4 of |b|."""
+        return float(self.residual.norm()) <= self.goal
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One iteration."""
+        better = self.precondition(self.residual)
+        size = (self.residual * better).sum()
+        self.direction = better + (size / self.size) * self.direction
+        q = self.normal(self.direction)
+        a = size / (self.direction * q).sum()
+        self.x, self.residual, self.size = self.x + a * self.direction, self.residual - a * q, size
+
+
+def conjugate_gradients(normal: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, steps: int,
+                        precondition: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """At most `steps` iterations from x."""
+    state = ConjugateGradients(normal, b, x, precondition)
+    for _ in range(steps):
+        if state.done:
+            break
+        state.step()
+    return state.x
+
+
+class SliceSystem:
+    """All stacks of one contrast as one linear system A c = y on a lattice, intensities scaled to about one.
+
+    Args:
+        case: the stacks of one contrast.
+        lattice: of the coefficients; should be the result's grid with a margin (`padded`).
+        degree: of the B-spline.
+
+    Attributes:
+        scale, offset: physical = offset + scale * c; the 1st and 99th percentile of the measurements map to 0 and 1.
+    """
+
+    def __init__(self, case: Stacks, lattice: Grid, degree: int = 1, device: torch.device | str = "cpu"):
+        self.lattice, self.case = lattice, case
+        self.operators = [_operator(lattice, s, case.profile, degree) for s in case.stacks]
+        raw = [s.volume.data[0][o.block].to(device) for s, o in zip(case.stacks, self.operators, strict=True)]
+        seen = torch.cat([y[o.inside.to(device)] for y, o in zip(raw, self.operators, strict=True)])
+        ends = torch.quantile(seen[:: max(1, len(seen) // 1_000_000)], torch.tensor([0.01, 0.99], device=device))
+        self.offset, self.scale = float(ends[0]), max(float(ends[1] - ends[0]), 1e-6 * max(1.0, float(seen.abs().max())))
+        self.y = [(y - self.offset) / self.scale * o.inside.to(device) for y, o in zip(raw, self.operators, strict=True)]
+
+    def apply(self, c: Float[Tensor, "I J K"]) -> list[Tensor]:
+        """A c, one array for each stack."""
+        return [o.apply(c) for o in self.operators]
+
+    def adjoint(self, y: Sequence[Tensor]) -> Float[Tensor, "I J K"]:
+        """A^T y."""
+        return torch.stack([o.adjoint(v) for o, v in zip(self.operators, y, strict=True)]).sum(0)
+
+    def normal(self, c: Float[Tensor, "I J K"], smooth: float = 0.0, near: float = 0.0) -> Float[Tensor, "I J K"]:
+        """(A^T A + smooth D^T D + near) c."""
+        out = self.adjoint(self.apply(c)) + near * c
+        return out + smooth * gradient_adjoint(gradient(c)) if smooth else out
+
+    def solver(self, smooth: float, near: float = 0.0, steps: int = 8) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function (b, start) -> (A^T A + smooth D^T D + near)^-1 b, by at most `steps` of preconditioned conjugate gradients."""
+        normal, guess = partial(self.normal, smooth=smooth, near=near), self.preconditioner(smooth, near)
+        return lambda b, start: conjugate_gradients(normal, b, start, steps, guess)
+
+    def preconditioner(self, smooth: float, near: float = 0.0) -> Callable[[Tensor], Tensor] | None:
+        """The inverse of A^T A + smooth D^T D + near where every stack lies along the lattice and sees all of it; close to it
+        where a stack sees a part; None where a stack is oblique.
+
+        Such a matrix is a sum of three one-dimensional ones, so it is inverted by diagonalising those: the fast
+        diagonalisation method (Lynch, Rice & Thomas, Numer. Math. 1964).
+        """
+        lines = [torch.zeros(n, n, dtype=torch.float64) for n in self.lattice.shape]
+        for o in self.operators:
+            if o.factors is None:
+                return None
+            for line, (n, matrix) in zip(lines, o.factors, strict=True):
+                if n == o.axis:
+                    line += (matrix.T @ matrix).double()
+        total, vectors = torch.full((1, 1, 1), near, dtype=torch.float64), []
+        for d, line in enumerate(lines):
+            step = torch.diff(torch.eye(len(line), dtype=torch.float64), dim=0)
+            value, vector = torch.linalg.eigh(line + smooth * step.T @ step)
+            total = total + value.reshape([-1 if a == d else 1 for a in range(3)])
+            vectors.append(vector.to(self.y[0]))
+        inverse = (1 / total.clamp_min(1e-6 * float(total.max()))).to(self.y[0])
+
+        def solve(b: Tensor) -> Tensor:
+            for d, v in enumerate(vectors):
+                b = torch.tensordot(v.T, b, dims=([1], [d])).movedim(0, d)
+            b = b * inverse
+            for d, v in enumerate(vectors):
+                b = torch.tensordot(v, b, dims=([1], [d])).movedim(0, d)
+            return b.contiguous()
+
+        return solve
+
+
+def _operator(lattice: Grid, stack: Stack, profile: str, degree: int) -> SliceOperator:
+    return SliceOperator(lattice, stack.volume.grid, stack.axis, profile, stack.thickness, degree)
+
+
+def padded(case: Stacks) -> tuple[Grid, tuple[slice, slice, slice]]:
+    """The result's grid widened so that every slice profile that touches it fits in, and where the result lies in it."""
+    margin = np.ceil(case.reach() / case.grid.spacing + 0.5).astype(int)
+    if case.grid.is_2d:
+        margin[2] = 0
+    wide = case.grid.crop(-margin, np.array(case.grid.shape) + 2 * margin)
+    inner = [slice(int(m), int(m) + n) for m, n in zip(margin, case.grid.shape, strict=True)]
+    return wide, (inner[0], inner[1], inner[2])
+
+
+class TotalVariation(nn.Module):
+    """min 1/2 |A c - y|^2 + weight sum |D c| by ADMM, one `step` at a time; `solver` and step size can be shared.
+
+    Args:
+        system: A and y.
+        weight: of the isotropic total variation.
+        y: other measurements than the system's own, for simulation studies.
+        solver: of `system.solver(self.RHO)`, to reuse its factorisation.
+    """
+
+    RHO = 0.2  # the penalty of the split; the answer does not depend on it, the speed does
+    x: Tensor
+    z: Tensor
+    u: Tensor
+    change: Tensor
+
+    def __init__(self, system: SliceSystem, weight: float, y: Sequence[Tensor] | None = None, solver: Callable[[Tensor, Tensor], Tensor] | None = None):
+        super().__init__()
+        self.weight = weight
+        self.b = system.adjoint(system.y if y is None else y)
+        self.solver = solver or system.solver(self.RHO)
+        start = system.solver(0.02)(self.b, torch.zeros_like(self.b))
+        self.register_buffer("x", start)
+        self.register_buffer("z", gradient(start))
+        self.register_buffer("u", torch.zeros_like(self.z))
+        self.register_buffer("change", torch.zeros(()))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One iteration: linear solve, shrinkage, multiplier."""
+        before = self.x
+        self.x = self.solver(self.b + self.RHO * gradient_adjoint(self.z - self.u), self.x)
+        relaxed = 1.6 * gradient(self.x) - 0.6 * self.z + self.u
+        size = relaxed.norm(dim=0, keepdim=True).clamp_min(1e-12)
+        self.z = relaxed * (1 - self.weight / (self.RHO * size)).clamp_min(0)
+        self.u = relaxed - self.z
+        self.change = (self.x - before).norm() / self.x.norm().clamp_min(1e-12)

@@ -1,0 +1,92 @@
+"""Volume: values on a grid, and a function of the world."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import scipy.ndimage
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..kernels.spline import spline_values
+from .grid import Grid
+
+Interpolation = Literal["linear", "cubic"]
+
+
+class Volume(nn.Module):
+    """Values at the voxel centres of a grid; calling it interpolates: [*batch, 3] mm -> [*batch, C].
+
+    Inside the outer faces of the border voxels the border value continues; beyond, the answer is `fill`.
+
+    Args:
+        data: [C, I, J, K] values; a [I, J, K] tensor or array gets one channel. Kept as float32.
+        grid: where the voxels lie.
+        unit: of the values, for instance "HU"; "" if arbitrary.
+        interpolation: "linear", or "cubic" (interpolating cubic B-spline, exact at the voxel centres).
+        about: facts from the file: source, thickness_mm, ... Never used as geometry.
+
+    Raises:
+        InputError: if data and grid disagree in shape.
+    """
+
+    data: Tensor
+
+    def __init__(self, data: Num[Tensor, "..."] | np.ndarray, grid: Grid, unit: str = "", *, interpolation: Interpolation = "linear",
+                 fill: float = 0.0, about: dict[str, Any] | None = None):
+        super().__init__()
+        data = torch.as_tensor(np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data).to(torch.float32)
+        data = data[None] if data.ndim == 3 else data
+        if data.ndim != 4 or tuple(data.shape[1:]) != grid.shape:
+            raise InputError(f"data of shape {tuple(data.shape)} does not fit {grid}")
+        self.register_buffer("data", data, persistent=False)
+        self.grid, self.unit, self.interpolation, self.fill, self.about = grid, unit, interpolation, fill, dict(about or {})
+        self._spline: Tensor | None = None
+
+    @property
+    def channels(self) -> int:
+        return int(self.data.shape[0])
+
+    def with_data(self, data: Num[Tensor, "..."] | np.ndarray) -> Volume:
+        """Other values on the same grid."""
+        return Volume(data, self.grid, self.unit, interpolation=self.interpolation, fill=self.fill, about=self.about)
+
+    def forward(self, x: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch C"]:
+        inverse = torch.as_tensor(np.linalg.inv(self.grid.affine), dtype=x.dtype, device=x.device)
+        index = x @ inverse[:3, :3].T + inverse[:3, 3]
+        top = torch.tensor(self.grid.shape, dtype=x.dtype, device=x.device) - 1
+        inside = ((index >= -0.5 - 1e-4) & (index <= top + 0.5 + 1e-4)).all(-1, keepdim=True)
+        index = index.clamp(torch.zeros_like(top), top)
+        flat = index.reshape(-1, 3)
+        if self.interpolation == "linear":
+            values = spline_values(self.data, flat, 1)
+        else:
+            shift = torch.tensor([2.0 if n > 2 else 0.0 for n in self.grid.shape], dtype=x.dtype, device=x.device)
+            values = spline_values(self._coefficients(), flat + shift, 3)
+        return torch.where(inside, values.reshape(*x.shape[:-1], -1), self.fill)
+
+    def _coefficients(self) -> Tensor:
+        """B-spline coefficients whose cubic spline passes through the data; computed once (scipy's prefilter, mirrored ends)."""
+        if self._spline is None:
+            lattice = self.data.detach().cpu().numpy().astype(np.float64)
+            for axis in (1, 2, 3):
+                if lattice.shape[axis] > 1:
+                    lattice = scipy.ndimage.spline_filter1d(lattice, order=3, axis=axis, mode="mirror")
+            # The kernel continues with the border coefficient, the prefilter assumes a mirror: two mirrored
+            # coefficients on each side make both agree everywhere inside.
+            pad = [(0, 0)] + [(2, 2) if n > 2 else (0, 0) for n in lattice.shape[1:]]
+            self._spline = torch.as_tensor(np.pad(lattice, pad, mode="reflect"), dtype=torch.float32)
+        return self._spline.to(self.data.device)
+
+    @torch.no_grad()
+    def on(self, grid: Grid) -> Volume:
+        """This function read at the voxel centres of another grid, slab by slab."""
+        step = max(1, 1_000_000 // (grid.shape[1] * grid.shape[2]))
+        slabs = [self(grid.slab(i, min(i + step, grid.shape[0]), self.data.device)) for i in range(0, grid.shape[0], step)]
+        return Volume(torch.cat(slabs).movedim(-1, 0), grid, self.unit, interpolation=self.interpolation, fill=self.fill, about=self.about)
+
+    def __repr__(self) -> str:
+        return f"Volume({self.channels} channel{'s' * (self.channels != 1)}, {self.grid}{', ' + self.unit if self.unit else ''})"

@@ -1,0 +1,49 @@
+"""list, show, cite, doctor."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from medfields import plugins
+
+
+def test_list_has_one_line_for_each_method(medfields) -> None:
+    lines = medfields("list").out.splitlines()
+    assert lines[0] == "superres"
+    assert sorted(line[3:].split()[0] for line in lines[1:]) == sorted(plugins.entries())
+    assert medfields("list", "--task", "superres").out.splitlines() == lines
+
+
+def test_list_marks_the_default(medfields) -> None:
+    starred = [line.split()[1] for line in medfields("list").out.splitlines() if line.startswith(" *")]
+    assert starred == [plugins.default("superres")]
+
+
+def test_list_of_an_unknown_task(medfields) -> None:
+    said = medfields("list", "--task", "superes")
+    assert said.code == 9 and "did you mean 'superres'" in said.err
+
+
+def test_show_prints_card_and_source(medfields) -> None:
+    entry = plugins.entries()["srr-cg"]
+    said = medfields("show", "srr-cg").out
+    assert entry.title in said and entry.paper in said and "medfields superres --method srr-cg --help" in said
+    assert medfields("show", "srr-cg", "--source").out == entry.path.read_text()
+
+
+def test_cite_reads_what_the_card_says(medfields, tmp_path: Path) -> None:
+    said = medfields("cite", "srr-cg").out
+    assert re.match(r"@misc\{srr-cg,\n", said) and "doi = {10.1109/TMI.2010.2051680}" in said and "year" not in said
+    folder = tmp_path / "some.run"
+    folder.mkdir()
+    (folder / "config.toml").write_text('method = "srr-cg"\n')
+    assert medfields("cite", folder).out == said
+    (folder / "config.toml").write_text("method = ")
+    assert medfields("cite", folder).code == 4
+
+
+def test_doctor_reports_the_parts(medfields) -> None:
+    said = medfields("doctor")
+    assert said.code == 0
+    assert all(word in said.out for word in ("medfields", "python", "torch", "OMP_WAIT_POLICY", "Numba", "precision", "SimpleITK", "disk"))

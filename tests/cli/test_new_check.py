@@ -1,0 +1,37 @@
+"""new writes a file that runs and passes; check says what is wrong with one that does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("like", [(), ("--like", "mlp"), ("--like", "srr-cg")], ids=["template", "mlp", "a method"])
+def test_new_file_passes_its_check(medfields, tmp_path: Path, like: tuple[str, ...]) -> None:
+    said = medfields("new", "my-idea", *like)
+    assert said.code == 0 and (tmp_path / "my_idea.py").is_file() and "medfields check ./my_idea.py" in said.out
+    said = medfields("check", "./my_idea.py")
+    assert said.code == 0, said.out
+    assert "FAILED" not in said.out and "all checks passed" in said.out
+
+
+def test_new_refuses_bad_names_and_existing_files(medfields, tmp_path: Path) -> None:
+    assert medfields("new", "3d").code == 2
+    assert medfields("new", "class").code == 2
+    (tmp_path / "mine.py").write_text("precious")
+    said = medfields("new", "mine")
+    assert said.code == 5 and (tmp_path / "mine.py").read_text() == "precious"
+    assert medfields("new", "other", "--like", "sirren").code == 9
+    assert medfields("new", "other", "--folder", "nowhere").code == 5
+
+
+def test_check_names_what_is_broken(medfields, tmp_path: Path) -> None:
+    medfields("new", "my-idea")
+    file = tmp_path / "my_idea.py"
+    file.write_text(file.read_text().replace("        offset, scale =", "        import torch\n        torch.seed()\n        offset, scale ="))
+    said = medfields("check", "./my_idea.py")
+    assert said.code == 1 and "FAILED  same seed same bytes: two runs" in said.out
+    file.write_text(file.read_text().replace("Use when:", "Some day:"))
+    said = medfields("check", "./my_idea.py")
+    assert "FAILED  card: the card lacks Use when:" in said.out

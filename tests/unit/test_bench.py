@@ -1,0 +1,192 @@
+"""The bench on a toy task: what methods get, what is scored, what is repeated, and the page of results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medfields.errors import FileError, UnknownName
+from medfields.evaluate import bench, results, rows
+from medfields.evaluate.tasks import superres
+from medfields.io import write_volume
+from medfields.space import Grid, Volume
+
+STUB = '''"""Nearest stack voxels, for tests.
+
+Needs: stacks.
+Gives: intensity.
+"""
+from dataclasses import dataclass
+from typing import Any, ClassVar
+import torch
+from medfields.solve import Method
+from medfields.space import Volume
+
+@dataclass(frozen=True)
+class Stub(Method):
+    """A stub."""
+    gain: float = {gain}
+    paper: ClassVar[str] = ""
+    task: ClassVar[str] = "superres"
+    tiny: ClassVar[dict[str, Any]] = {{}}
+
+    def solve(self, case, run, prior=None):
+        assert {lesson}
+        first = [next(s for s in case.stacks if s.contrast == c) for c in case.contrasts]
+        return Volume(torch.cat([self.gain * s.volume.on(case.grid).data for s in first]), case.grid)
+'''
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> superres.Task:
+    """Two contrasts of one generated head, in a data folder of its own."""
+    grid = Grid.from_spacing((36, 36, 36), 1.0, (-17.5, -17.5, -17.5))
+    x = grid.world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
+    r = np.linalg.norm(x, axis=-1)
+    for n, name in enumerate(("t1", "t2")):
+        data = 60 * (r < 16) * (1 + 0.3 * np.sin(x[..., 0] / (3 + n)) * np.cos(x[..., 2] / 2.5))
+        write_volume(Volume(data, grid), tmp_path / f"data/{name}.nii.gz")
+    monkeypatch.setenv("MEDFIELDS_DATA", str(tmp_path / "data"))
+    sources = (superres.Source("t1", "t1.nii.gz", (2,)), superres.Source("t2", "t2.nii.gz", (0,)))
+    toy = superres.Task("toy", "toy pair, 3x", sources, (6, 6, 6), (24, 24, 24), 3, lesions=True)
+    monkeypatch.setattr(superres, "TASKS", {"toy": toy})
+    monkeypatch.setattr(superres, "LESION_RADIUS", 1.5)
+    monkeypatch.setattr(superres, "LESIONS", 1)
+    monkeypatch.setattr(superres, "ABLATIONS", (superres.Ablation("no profile", ("toy",), profile="none"),))
+    return toy
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Path:
+    path = tmp_path / "stub.py"
+    path.write_text(STUB.format(gain=1.0, lesson="case.profile == 'gauss' or run.seed >= 0"))
+    return path
+
+
+def test_methods_see_the_crop_and_scores_lie_inside(task: superres.Task, tmp_path: Path) -> None:
+    scan = superres.acquire(task, tmp_path)
+    assert superres.acquire(task, tmp_path) == scan
+    trial = superres.trial(task, scan, 0)
+    again, other, plain = superres.trial(task, scan, 0), superres.trial(task, scan, 1), superres.trial(task, scan, 0, lesions=False)
+    assert trial.case.contrasts == ("t1", "t2") and trial.case.grid.shape == (24, 24, 24)
+    faces = trial.case.grid.box()
+    for s in trial.case.stacks:
+        centres = s.volume.grid.box(-0.49 * float(s.volume.grid.spacing.min()))
+        assert all(a >= b - 1e-4 for a, b in zip(centres.lo, faces.lo, strict=True)) and s.thickness == pytest.approx(3.0)
+    index = np.argwhere(trial.mask)
+    assert index.min() == 6 and index.max() == 17  # 6 mm from the faces of 24 voxels
+    first = [t.case.stacks[0].volume.data for t in (trial, again, other, plain)]
+    assert np.array_equal(first[0], first[1]) and not np.array_equal(first[0], first[2])
+    changed = (first[0] - first[3]).abs().numpy()[0]
+    assert changed.max() > 1.0 and np.mean(changed < 0.05) > 0.5  # the lesions, and nothing but the lesions: the noise is the same
+    own = trial.lesions[:, :, trial.mask].sum()
+    assert own == trial.lesions.sum() > 0 and not (trial.lesions[0].any(0) & trial.lesions[1].any(0)).any()
+
+
+def test_leak_counts_what_lesions_do_to_the_other_contrast(task: superres.Task, tmp_path: Path) -> None:
+    trial = superres.trial(task, superres.acquire(task, tmp_path), 0)
+    lacking = trial.truth.data.clone()
+    having = lacking.clone()
+    own, other = trial.lesions[0].any(0), trial.lesions[1].any(0)
+    depth = superres.LESION_DEPTH * trial.ranges
+    having[0][own] -= 0.8 * depth[0]
+    having[1][own] -= 0.1 * depth[1]
+    having[1][other] += 0.6 * depth[1]
+    found = superres.leak(Volume(having, trial.truth.grid), Volume(lacking, trial.truth.grid), trial)
+    assert found["leak"] == pytest.approx((0.1 + 0.0) / 2, rel=1e-3) and found["kept"] == pytest.approx((0.8 + 0.6) / 2, rel=1e-3)
+    assert superres.score(trial.truth, trial)["ssim"] == pytest.approx(1.0)
+
+
+def test_a_run_in_its_own_process_says_everything(task: superres.Task, stub: Path, tmp_path: Path) -> None:
+    """The child cannot see the toy task, so the process ends with an error; the same job here gives a whole row."""
+    job = bench.Job("toy", str(stub), "no profile", 3, str(superres.acquire(task, tmp_path)))
+    assert bench.run_apart(job) is None
+    row = bench.run_here(job)
+    assert row["config"] == {"gain": 1.0} and row["variant"] == "no profile" and 5 < row["psnr"] < 60 and row["peak_mb"] > 50
+    assert row["leak"] < 1e-3 and row["kept"] > 0.3 and set(row["contrasts"]) == {"t1", "t2"}
+    assert row["machine"]["threads"] >= 1 and row["machine"]["torch"] and row["date"].endswith("+00:00")
+    json.dumps(row)
+
+
+def test_the_child_process_runs(data: Path, tmp_path: Path) -> None:
+    scan = superres.acquire(superres.TASKS["cord-2x4"], tmp_path)
+    row = bench.run_apart(bench.Job("cord-2x4", "cubic-mean", "", 0, str(scan)))
+    assert row is not None and 15 < row["psnr"] < 30 and row["fidelity"] == "classical"
+
+
+def test_only_what_is_missing_is_run(task: superres.Task, stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def record(job: bench.Job) -> dict[str, object]:
+        ran.append(job.label.removeprefix(f"toy {stub} "))
+        return bench.run_here(job)
+
+    monkeypatch.setattr(bench, "run_apart", record)
+    places = {"rows": tmp_path / "rows.jsonl", "page": tmp_path / "RESULTS.md", "cache": tmp_path}
+    assert bench.bench(methods=[str(stub)], seeds=[0, 1], **places) == 0
+    assert ran == ["seed 0", "seed 1", "(no profile) seed 0", "(no profile) seed 1"]
+    ran.clear()
+    assert bench.bench(methods=[str(stub)], seeds=[0, 1, 2], ablations=False, **places) == 0
+    assert ran == ["seed 2"]
+    ran.clear()
+    stub.write_text(STUB.format(gain=0.9, lesson="True"))  # other hyper-parameters are another run
+    bench.bench(methods=[str(stub)], seeds=[0], ablations=False, **places)
+    bench.bench(methods=[str(stub)], seeds=[0], ablations=False, again=True, **places)
+    assert ran == ["seed 0", "seed 0"]
+    assert len(rows.read_rows(places["rows"])) == 7 and len(rows.latest(rows.read_rows(places["rows"]))) == 5
+    results.check(places["rows"], places["page"])
+
+
+def test_a_failed_run_leaves_no_row(task: superres.Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text(STUB.format(gain=1.0, lesson="False"))
+    places = {"rows": tmp_path / "rows.jsonl", "page": tmp_path / "RESULTS.md", "cache": tmp_path}
+    assert bench.bench(methods=[str(broken)], seeds=[0], ablations=False, **places) == 1
+    assert not places["rows"].exists() and "FAILED" in capsys.readouterr().err
+    with pytest.raises(UnknownName, match="task"):
+        bench.bench(tasks=["no-such"], **places)
+    with pytest.raises(UnknownName, match="family"):
+        bench.bench("ct", **places)
+
+
+def row(task: str, method: str, psnr: float, variant: str = "", **more: object) -> dict[str, object]:
+    machine = {"cpu": "a cpu", "threads": 2, "torch": "2.13.0"}
+    rest = {"seed": 0, "ssim": 0.9, "seconds": 50.0, "peak_mb": 500.0, "fidelity": "published", "machine": machine}
+    return {"task": task, "method": method, "variant": variant, "psnr": psnr, **rest, **more}
+
+
+def test_the_page_is_what_the_rows_say(tmp_path: Path) -> None:
+    table = [row("forrest-2x5", "default", 27.0, seed=s) for s in (0, 1)] + [row("forrest-2x5", "default", 25.5, "no profile")]
+    table += [row("forrest-2x5", "srr-tv", 26.8, fidelity="classical"), row("forrest-2x5", "cubic-mean", 22.0, fidelity="classical")]
+    table += [row("forrest-2x5", "srr-tv", 26.4, fidelity="classical")]  # newer than the row above
+    text = results.page(table)  # type: ignore[arg-type]
+    order = ("| **default** (the default) | 27.00 ± 0.00 |", "| srr-tv *classical* | 26.40", "| cubic-mean *class")
+    ours, rival, cubic = map(text.index, order)
+    assert ours < rival < cubic and "26.80" not in text and "| 2 |" in text
+    verdicts = {line[0]: line[2:] for line in results.requirements(rows.latest(table))}  # type: ignore[arg-type]
+    assert verdicts["default over the best classical (srr-tv), `forrest-2x5`"] == ["+0.60 dB", "yes"]
+    assert verdicts["the slice profile in default"] == ["+1.50 dB", "**no**"]
+    assert verdicts["default over cubic-mean"] == ["+5.00 dB", "yes"]
+    path, page = tmp_path / "rows.jsonl", tmp_path / "RESULTS.md"
+    for r in table:
+        rows.append_row(path, r)  # type: ignore[arg-type]
+    with pytest.raises(FileError, match="not what"):
+        results.check(path, page)
+    results.write(path, page)
+    results.check(path, page)
+    with open(path, "a") as file:
+        file.write("{half a row\n")
+    with pytest.raises(FileError, match="line 7"):
+        rows.read_rows(path)
+
+
+def test_leak_and_joint_gain_are_judged() -> None:
+    table = [row("brainweb-t1t2", "mcginnis", 30.0, contrasts={"t1": {"psnr": 31.0}, "t2": {"psnr": 29.0}}),
+             row("brainweb-t1t2", "mcginnis", 29.7, "one contrast", contrasts={"t1": {"psnr": 31.0}, "t2": {"psnr": 28.4}}),
+             row("brainweb-lesions", "mcginnis", 30.0, contrasts={"t1": {"psnr": 31.0}, "t2": {"psnr": 29.0}}, leak=0.07, kept=0.8)]
+    verdicts = [line[2:] for line in results.requirements(table)]  # type: ignore[arg-type]
+    assert verdicts == [["+0.30 dB", "**no**"], ["7.0 %", "**no**"]]
+    assert "| 7.0 | 80.0 |" in results.page(table)  # type: ignore[arg-type]
