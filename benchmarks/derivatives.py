@@ -1,6 +1,7 @@
 """What a bending-energy step costs: forward-mode jets against autograd's double backward, in units of a plain training step.
 
-IDIR-type setting: SIREN 3 -> 256 -> 256 -> 256 -> 3, 10,000 points, Adam. All kinds of step are timed in the same run, in turn; the best of each counts.
+IDIR-type setting: SIREN 3 -> 256 -> 256 -> 256 -> 3, 10,000 points, Adam. All kinds of step are timed in the same run, in turn,
+and the best of each counts.
 
     python benchmarks/derivatives.py [--threads 2] [--repeats 9] [--no-save]
 """
@@ -96,7 +97,7 @@ def main() -> None:
         step()
     for repeat in range(options.repeats):
         for name, step in steps.items():
-            if name != "bending, autograd" or repeat < 3:
+            if name != "bending, autograd" or repeat < 2:
                 times[name] += [step(), step()] if name == "plain" else [step()]
     best = {name: min(t) for name, t in times.items()}  # of all statistics, the least disturbed by what else the machine does
     print(f"{'step':<22}{'ms':>10}{'x plain':>10}")
@@ -105,7 +106,7 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
     row = {"benchmark": "derivatives", "net": "Siren 3x256, 3 -> 3", "points": 10_000, "threads": options.threads,
            "ms": {n: round(1e3 * t, 2) for n, t in best.items()}, "ratio": {n: round(t / best["plain"], 2) for n, t in best.items()},
-           "machine": machine, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+           "machine": machine, "load": round(os.getloadavg()[0], 1), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     if not options.no_save:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         with RESULTS.open("a") as file:

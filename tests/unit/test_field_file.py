@@ -234,6 +234,12 @@ def test_wrong_json(tmp_path: Path, text: bytes) -> None:
     refused(tmp_path / "a.field", FileError, r"a\.field")
 
 
+def test_a_name_twice(path: Path) -> None:
+    content = path.read_bytes().replace(b'{"__metadata__"', b'{"x":0,"x":0,"__metadata__"')
+    path.write_bytes(struct.pack("<Q", struct.unpack("<Q", content[:8])[0] + 12) + content[8:])
+    refused(path, FileError, "a name occurs twice")
+
+
 @pytest.mark.parametrize("length", [0, 1, 1 << 24, 1 << 40, 2**63, 2**64 - 1])
 def test_wrong_header_length(path: Path, length: int) -> None:
     path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])

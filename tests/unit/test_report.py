@@ -143,7 +143,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_page_says_what_was_done(pages: dict[str, Path]) -> None:
     text = pages["full"].read_text()
     for words in ("One sharp volume from two thick stacks", "26.58 dB", "4.02 dB above cubic-mean", "Error against the truth", "held out error", "0.0123",
-                  "conjugate gradients", "10.1109/TMI.2010.2051680", "Use when", "Intended use: research", "steps = 6", "torch", "20 mm"):
+                  "conjugate gradients", "10.1109/TMI.2010.2051680", "Use when", "Intended use: research", "steps = 6", "torch", "5 mm"):
         assert words in text, words
     plain = pages["plain"].read_text()
     assert "No truth is known" in plain and "Error against" not in plain and "<table" not in plain
@@ -208,4 +208,4 @@ def test_page_in_a_browser(pages: dict[str, Path], tmp_path: Path, width: int) -
     said = json.loads(found.group(1).replace("&quot;", '"'))
     assert len(said["images"]) > 30 and min(said["images"]) > 0
     assert all(name.startswith("data:") for name in said["loaded"])
-    assert said["wide"] <= 0 and (said["cut"], said["moved"]) == ("50%", "20%")
+    assert said["wide"] <= 0 and (said["cut"], said["moved"]) == ("42%", "20%")

@@ -21,28 +21,30 @@ from torch import nn
 
 from medfields.errors import OutputError
 from medfields.solve import Curves, Inverse, Listener, Problem, Run
+from medfields.solve.optimise import LAZY_ROWS
 from medfields.solve.stage import Stage
 from medfields.space import Samples
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(1, 16), nn.SiLU(), nn.Linear(16, 1))
+        self.table = nn.Parameter(torch.zeros(rows, 1))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
+        return self.layers(x) + self.table[(x[:, 0] * 100).long() % len(self.table)]
 
 
 class Wave(Inverse):
     """A fit with everything that could be lost: a schedule kept in a buffer, data that change, jitter from the global generator."""
 
-    def __init__(self, held_out: float = 0.0):
+    def __init__(self, held_out: float = 0.0, rows: int = 50):
         g = torch.Generator().manual_seed(1)
         x = torch.rand(60, 1, generator=g)
         y = (6 * x).sin() + 0.3 * torch.randn(60, 1, generator=g)
-        super().__init__(Net(), lambda field, at: field(at), Samples(x, y), n=16, held_out=held_out)
+        super().__init__(Net(rows), lambda field, at: field(at), Samples(x, y), n=16, held_out=held_out)
 
     def before_step(self, progress: float) -> None:
         self.field.calls += 1
@@ -63,7 +65,7 @@ class Vector(nn.Module):
 
 def two_stages(run: Run) -> torch.Tensor:
     """Fit, a random change in plain Python between the stages, a loop without gradients, a second fit."""
-    p = Wave()
+    p = Wave(rows=LAZY_ROWS)  # a table long enough for the lazy update
     run.fit(p, steps=60, lr={"": 1e-2, "field.layers.0": 1e-3}, name="first", schedule="cosine")
     with torch.no_grad():
         p.field.layers[0].weight += 0.1 * torch.randn(16, 1) + 0.1 * torch.rand(16, 1, generator=run.generator("kick"))
@@ -71,7 +73,7 @@ def two_stages(run: Run) -> torch.Tensor:
     for k in run.steps(30, "loop", state):
         state.x += torch.rand(4) * torch.rand(4, generator=run.generator("kick")) / (k + 1)
         run.report(norm=state.x.norm())
-    q = Wave()
+    q = Wave(rows=LAZY_ROWS)
     q.load_state_dict(p.state_dict())
     run.fit(q, steps=60, lr=1e-2, name="second", optimiser="adamax", schedule="exponential")
     return flat(q, state)
@@ -145,15 +147,22 @@ def to_the_end(begin, job: str, folder: Path) -> float:
     return -told.recv() + told.recv()
 
 
+def written_since(moment: float, folder: Path) -> bool:
+    """Whether a checkpoint was renamed into its place after that time."""
+    return folder.exists() and folder.stat().st_mtime > moment and any(folder.glob("*.ckpt"))
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_killed_at_random_moments(begin, tmp_path, job):
     seconds = to_the_end(begin, job, tmp_path / "whole")
     in_the_middle = 0
-    for _ in range(8):
+    for life in range(6):
         process, told = begin(job, str(tmp_path / "killed"))
-        told.recv()
-        process.join(random.uniform(0.05, 0.6) * seconds)
-        in_the_middle += process.exitcode is None and any((tmp_path / "killed").glob("*.ckpt"))
+        born = told.recv()
+        while life % 2 and process.is_alive() and not written_since(born, tmp_path / "killed"):
+            time.sleep(0.001)
+        process.join(random.uniform(0, 0.4) * seconds)
+        in_the_middle += process.exitcode is None and written_since(born, tmp_path / "killed")
         process.kill()
         process.join()
     to_the_end(begin, job, tmp_path / "killed")
@@ -164,15 +173,21 @@ def test_killed_at_random_moments(begin, tmp_path, job):
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("moment", ["before rename", "after stage"])
-def test_killed_at_the_worst_moments(begin, tmp_path, moment):
-    to_the_end(begin, "two stages", tmp_path / "whole")
-    for _ in range(3):
-        process, _ = begin("two stages", str(tmp_path / "killed"), moment)
+@pytest.mark.parametrize(("job", "moment", "times"), [("two stages", "before rename", 3), ("two stages", "after stage", 3),
+                                                      ("early stop", "before rename", 2), ("early stop", "after stage", 1)])
+def test_killed_at_the_worst_moments(begin, tmp_path, job, moment, times):
+    to_the_end(begin, job, tmp_path / "whole")
+    for _ in range(times):
+        process, _ = begin(job, str(tmp_path / "killed"), moment)
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    to_the_end(begin, "two stages", tmp_path / "killed")
+    to_the_end(begin, job, tmp_path / "killed")
     assert (tmp_path / "killed" / "result").read_bytes() == (tmp_path / "whole" / "result").read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 class Stop(Exception):
@@ -230,6 +245,35 @@ def test_other_measurements_or_settings_start_again(tmp_path):
     a, b, c = fit(), fit(scale=2.0), fit(scale=2.0, n=8)
     assert not torch.equal(a, b) and not torch.equal(b, c)
     assert "start values" in messages(tmp_path)[0] and "settings" in messages(tmp_path)[1]
+
+
+def test_a_changed_loop_without_state_starts_later_stages_again_and_an_unchanged_one_does_not(tmp_path):
+    def job(n: int) -> list[str]:
+        before = len(messages(tmp_path))
+        run = Run(tmp_path, seed=1)
+        for _ in run.steps(n, "interpolate"):
+            pass
+        run.fit(Wave(), steps=2, lr=1e-2, name="fit")
+        return messages(tmp_path)[before:]
+
+    assert job(3) == [] and job(3) == ["fit: reloaded"]
+    assert job(4) == ["fit: starting again, because of other earlier stages"]
+
+
+def test_a_loop_that_is_left_breaks_again_at_the_same_step(tmp_path):
+    def job(folder: Path) -> tuple[torch.Tensor, dict[str, Any]]:
+        run, state = Run(folder, seed=1, checkpoint_seconds=0.0), Vector()
+        for _ in run.steps(50, "cg", state):
+            state.x += torch.rand(4)
+            run.report(norm=state.x.norm())
+            if state.x[0] > 5:
+                break
+        run.fit(Wave(), steps=2, lr=1e-2, name="fit")
+        return state.x.clone(), run.stages[0]
+
+    (a, first), (b, second) = job(tmp_path), job(tmp_path)
+    assert torch.equal(a, b) and first["stopped"] == second["stopped"] == "left" and first["step"] == second["step"]
+    assert messages(tmp_path)[0].startswith("cg: going on") and messages(tmp_path)[1] == "fit: reloaded"
 
 
 def test_resume_false_forgets(tmp_path):

@@ -75,7 +75,7 @@ def _grid(field: Field, spacing: float | None, like: str) -> Grid:
         return field.grid
     if not (math.isfinite(spacing) and spacing > 0):
         raise GeometryError(f"spacing must be positive, got {spacing:g} mm", "for instance --spacing 0.5")
-    base = field.grid or Grid.from_spacing((1, 1, 1), field.box.sides, field.box.centre)
+    base = field.grid or Grid.from_spacing((1, 1, 1), field.box.sides.tolist(), field.box.centre.tolist())
     return base.with_spacing(spacing)
 
 

@@ -77,12 +77,9 @@ def _publish(staging: Path, path: Path) -> None:
     target = staging / path.name
     if not target.exists():
         raise FileNotFoundError(errno.ENOENT, "its writer wrote nothing", str(path))
-    if target.is_file() and path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    for written in [target] if target.is_file() else target.rglob("*"):
+    for written in staging.rglob("*"):
         _sync(written)
     for written in sorted(staging.iterdir(), key=lambda p: p == target):
-        _sync(written)
         os.replace(written, path.parent / written.name)
     with suppress(OSError):  # some network disks cannot sync a folder; the files themselves are safe
         _sync(path.parent)

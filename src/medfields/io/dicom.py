@@ -17,9 +17,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import FileError, GeometryError, InputError, MedfieldsError, MissingExtra
 from ..space import Volume
-from .source import first_bytes, place, provenance, unreadable
+from .source import LPS_TO_RAS, first_bytes, place, provenance, unreadable
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # in multi-frame files each attribute sits in its own functional group
 _GROUPS = {
     "ImagePositionPatient": "PlanePositionSequence", "ImageOrientationPatient": "PlaneOrientationSequence",

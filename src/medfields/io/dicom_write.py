@@ -13,8 +13,7 @@ from pydicom.valuerep import format_number_as_ds
 from ..errors import GeometryError, InputError
 from ..space import Grid, Volume
 from .atomic import atomic
-from .dicom import LPS_TO_RAS
-from .source import check_finite
+from .source import LPS_TO_RAS, check_finite
 
 
 def write_dicom(volume: Volume, folder: Path, *, modality: str = "", description: str = "medfields", patient_id: str = "",

@@ -17,9 +17,8 @@ from ..errors import FileError, GeometryError, InputError, MissingExtra, OutputE
 from ..space import Volume
 from .atomic import atomic
 from .nifti import as_dtype
-from .source import could_hold, first_bytes, place, provenance, unreadable
+from .source import LPS_TO_RAS, could_hold, first_bytes, place, provenance, unreadable
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READERS = {"nrrd": "NrrdImageIO", "metaimage": "MetaImageIO"}
 _MM_PER_UNIT = {"m": 1000.0, "cm": 10.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
 

@@ -18,6 +18,8 @@ from ..errors import FileError, GeometryError, InputError
 from ..space import Grid, Volume
 
 GZIP = b"\x1f\x8b"
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""DICOM and ITK count from right to left and from front to back, we and NIfTI the other way."""
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:

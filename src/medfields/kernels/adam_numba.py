@@ -9,17 +9,16 @@ from torch import Tensor
 
 from .dispatch import jit, use_threads
 
-BLOCK = 64  # entries looked at together; a block whose gradient is zero is only read
+BLOCK = 64
 SHARE = 2**14  # entries of one piece of work
 
 
 @jit()
-def _update_block(p, g, m, v, rate, beta1, beta2, root, eps, keep):  # type: ignore[no-untyped-def]
-    one, zero = np.float32(1), np.float32(0)
+def _update_block(p, g, m, v, rate, beta1, gain1, beta2, gain2, root, eps, keep):  # type: ignore[no-untyped-def]
     for i in range(len(p)):
-        moved = g[i] != zero
-        a = beta1 * m[i] + (one - beta1) * g[i]
-        b = beta2 * v[i] + (one - beta2) * (g[i] * g[i])
+        moved = g[i] != np.float32(0)
+        a = beta1 * m[i] + gain1 * g[i]
+        b = beta2 * v[i] + gain2 * (g[i] * g[i])
         q = keep * p[i] - rate * a / (np.sqrt(b) * root + eps)
         m[i] = a if moved else m[i]
         v[i] = b if moved else v[i]
@@ -35,27 +34,17 @@ def _any(bits):  # type: ignore[no-untyped-def]
 
 
 @jit(parallel=True)
-def _update(bits, p, g, m, v, rate, beta1, beta2, root, eps, keep):  # type: ignore[no-untyped-def]
+def _update(bits, p, g, m, v, rate, beta1, gain1, beta2, gain2, root, eps, keep):  # type: ignore[no-untyped-def]
     size = len(p)
     for share in numba.prange((size + SHARE - 1) // SHARE):
         for a in range(share * SHARE, min(size, (share + 1) * SHARE), BLOCK):
             b = min(a + BLOCK, size)
             if _any(bits[a:b]):
-                _update_block(p[a:b], g[a:b], m[a:b], v[a:b], rate, beta1, beta2, root, eps, keep)
+                _update_block(p[a:b], g[a:b], m[a:b], v[a:b], rate, beta1, gain1, beta2, gain2, root, eps, keep)
 
 
-@jit(parallel=True)
-def _update_rows(width, rows, p, g, m, v, rate, beta1, beta2, root, eps, keep):  # type: ignore[no-untyped-def]
-    for i in numba.prange(len(rows)):
-        a, c = rows[i] * width, i * width
-        _update_block(p[a : a + width], g[c : c + width], m[a : a + width], v[a : a + width], rate, beta1, beta2, root, eps, keep)
-
-
-def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: tuple[float, ...], rows: Tensor | None) -> None:
+def update(p: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: tuple[float, ...]) -> None:
+    """`kernels.adam.adam_lazy_`, in place; numbers are rate, b1, 1 - b1, b2, 1 - b2, 1 / sqrt(1 - b2^step), eps and 1 - lr wd."""
     use_threads()
-    flat = (p.view(-1).numpy(), g.contiguous().view(-1).numpy(), m.view(-1).numpy(), v.view(-1).numpy())
-    scalars = [np.float32(x) for x in numbers]
-    if rows is None:
-        _update(flat[1].view(np.int32), *flat, *scalars)
-    else:
-        _update_rows(p.shape[1], rows.numpy(), *flat, *scalars)
+    flat = [t.view(-1).numpy() for t in (p, g.contiguous(), m, v)]
+    _update(flat[1].view(np.int32), *flat, *(np.float32(x) for x in numbers))

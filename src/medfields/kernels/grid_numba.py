@@ -10,6 +10,8 @@ the coordinates share out the points, the gradient to the table shares out the l
 
 from __future__ import annotations
 
+import weakref
+from collections import OrderedDict
 from functools import cache
 from typing import Any
 
@@ -218,8 +220,27 @@ def _plan(layout: GridLayout) -> tuple[Any, ...]:
     return (0,) * layout.dim, (0,) * layout.features, cells, step, mask, np.array(layout.offsets, np.int64)
 
 
-def _flat(tensor: Tensor) -> np.ndarray[Any, Any]:
+def _flat(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().view(-1).numpy()
+
+
+_spare: OrderedDict[tuple[int, int], tuple[np.ndarray, weakref.ref]] = OrderedDict()
+
+
+def _gradient_buffer(rows: int, features: int) -> Tensor:
+    """An uninitialised [rows, features] tensor, in the memory of the last one of this size if no tensor uses that any more.
+
+    The system hands out large blocks page by page, 20 ms for 10^7 rows at every step; here that happens at the first step only. A tensor
+    made from an array keeps that array alive, whichever way it is viewed or detached, so the weak reference tells when memory is free.
+    """
+    memory, user = _spare.pop((rows, features), (None, None))
+    if memory is None or (user is not None and user() is not None):
+        memory = np.empty((rows, features), np.float32)
+    view = memory[:]
+    _spare[rows, features] = memory, weakref.ref(view)
+    if len(_spare) > 4:
+        _spare.popitem(last=False)
+    return torch.from_numpy(view)
 
 
 def forward(u01: Tensor, table: Tensor, layout: GridLayout, level_mask: Tensor) -> Tensor:
@@ -234,7 +255,7 @@ def forward(u01: Tensor, table: Tensor, layout: GridLayout, level_mask: Tensor) 
 def table_gradient(u01: Tensor, grad: Tensor, layout: GridLayout, level_mask: Tensor) -> Tensor:
     """Transpose of the encoding in its table, [rows, F]."""
     axes, features, *plan = _plan(layout)
-    out = torch.empty(layout.rows, layout.features)
+    out = _gradient_buffer(layout.rows, layout.features)
     _table_gradient(axes, features, _flat(u01), _flat(grad), *plan, _flat(level_mask), use_threads(), _flat(out))
     return out
 

@@ -82,6 +82,41 @@ class SliceAverage(nn.Module):
         return values.gather(1, at["channel"][:, None]) if values.shape[1] > 1 else values
 
 
+class Factor:
+    """The part of a separable slice operator along one lattice axis: a small matrix [stack, lattice].
+
+    Where the stack's pixels are the lattice points, the matrix only cuts out a range, and that is what is done.
+
+    Args:
+        axis: the stack axis that lies along it.
+        matrix: the weights.
+    """
+
+    def __init__(self, axis: int, matrix: Float[Tensor, "a n"]):
+        self.axis, self.matrix = axis, matrix
+        rows, columns = matrix.shape
+        start = int(matrix[0].argmax())
+        cut = torch.zeros_like(matrix)
+        if start + rows <= columns:
+            cut[torch.arange(rows), start + torch.arange(rows)] = 1
+        self.cut = start if float((matrix - cut).abs().max()) < 1e-4 else None
+
+    def apply(self, c: Tensor, d: int) -> Tensor:
+        """The matrix along dimension d."""
+        rows, columns = self.matrix.shape
+        if self.cut is not None:
+            return c.narrow(d, self.cut, rows)
+        return torch.tensordot(self.matrix.to(c), c, dims=([1], [d])).movedim(0, d)
+
+    def adjoint(self, y: Tensor, d: int) -> Tensor:
+        """Its transpose along dimension d."""
+        rows, columns = self.matrix.shape
+        if self.cut is not None:
+            ends = [0] * (2 * (y.ndim - 1 - d)) + [self.cut, columns - rows - self.cut]
+            return torch.nn.functional.pad(y, ends)
+        return torch.tensordot(self.matrix.to(y).T, y, dims=([1], [d])).movedim(0, d)
+
+
 class SliceOperator:
     """The exact matrix A from B-spline coefficients on a lattice to the voxels of a stack.
 
@@ -113,8 +148,8 @@ class SliceOperator:
         self._d, self._z, self._w = m[:3, axis] / grid.spacing[axis], z, w
         self.factors = self._factors(profile, thickness, grid.spacing[axis]) if exact else None
 
-    def _factors(self, profile: str, thickness: float, distance: float) -> list[tuple[int, Tensor]] | None:
-        """For each lattice axis the stack axis along it and the [stack, lattice] matrix, or None if any is oblique."""
+    def _factors(self, profile: str, thickness: float, distance: float) -> list[Factor] | None:
+        """For each lattice axis the map along it, or None if stack and lattice are oblique to each other."""
         source = np.abs(self._m).argmax(1)
         rest = self._m.copy()
         rest[np.arange(3), source] = 0
@@ -133,7 +168,7 @@ class SliceOperator:
             columns = np.clip(base.numpy()[..., None] + np.arange(self.degree + 1), 0, self.lattice.shape[d] - 1)
             rows = np.broadcast_to(np.arange(self.shape[n])[:, None, None], columns.shape)
             matrix = scipy.sparse.coo_array((values.ravel(), (rows.ravel(), columns.ravel())), (self.shape[n], self.lattice.shape[d]))
-            factors.append((n, torch.tensor(matrix.toarray(), dtype=torch.float32)))
+            factors.append(Factor(n, torch.tensor(matrix.toarray(), dtype=torch.float32)))
         return factors
 
     def apply(self, c: Float[Tensor, "I J K"]) -> Float[Tensor, "a b c"]:
@@ -143,9 +178,9 @@ class SliceOperator:
 
             walk = slice_gather if c.device.type == "cpu" and c.dtype == torch.float32 else slice_gather_torch
             return walk(c, self._m, self._t, self._d, self._z, self._w, self.degree, self.shape) * self.inside.to(c.device)
-        for d, (_, matrix) in enumerate(self.factors):
-            c = _along(c, matrix.to(c), d)
-        return c.permute(*np.argsort([n for n, _ in self.factors]).tolist()) * self.inside.to(c.device)
+        for d in self._order():
+            c = self.factors[d].apply(c, d)
+        return c.permute(*np.argsort([f.axis for f in self.factors]).tolist()) * self.inside.to(c.device)
 
     def adjoint(self, y: Float[Tensor, "a b c"]) -> Float[Tensor, "I J K"]:
         """A^T y."""
@@ -157,10 +192,15 @@ class SliceOperator:
                 return slice_scatter(y, self._m, self._t, self._d, self._z, self._w, self.degree, self.lattice.shape)
             zero = torch.zeros(self.lattice.shape, dtype=y.dtype, device=y.device, requires_grad=True)
             return torch.autograd.grad((self.apply(zero) * y).sum(), zero)[0]
-        y = y.permute(*[n for n, _ in self.factors])
-        for d, (_, matrix) in enumerate(self.factors):
-            y = _along(y, matrix.to(y).T, d)
+        y = y.permute(*[f.axis for f in self.factors])
+        for d in reversed(self._order()):
+            y = self.factors[d].adjoint(y, d)
         return y
+
+    def _order(self) -> list[int]:
+        """Lattice axes, the slice profile first: it leaves the least to do for the others."""
+        assert self.factors is not None
+        return sorted(range(3), key=lambda d: self.factors[d].axis != self.axis)  # type: ignore[index]
 
     def __call__(self, c: Float[Tensor, "I J K"]) -> Float[Tensor, "a b c"]:
         """A c, differentiable: its backward pass is the adjoint."""
@@ -176,10 +216,6 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return ctx.operator.adjoint(grads[0]), None
-
-
-def _along(c: Tensor, matrix: Tensor, d: int) -> Tensor:
-    return torch.tensordot(matrix, c, dims=([1], [d])).movedim(0, d)
 
 
 def _inside(lattice: Grid, stack: Grid, axis: int, reach: float) -> tuple[tuple[slice, slice, slice], np.ndarray]:

@@ -122,7 +122,7 @@ def diverging(values: np.ndarray, top: float) -> np.ndarray:
     return np.stack([np.interp(at, stops, DIVERGING[:, c]) for c in range(3)], -1).round().astype(np.uint8)
 
 
-def png(pixels: np.ndarray, least: int = 360) -> str:
+def png(pixels: np.ndarray, least: int = 1) -> str:
     """[H, W] or [H, W, 3] bytes as a data: URL of a PNG, its pixels repeated until the longer side has `least`."""
     times = max(1, math.ceil(least / max(pixels.shape[:2])))
     pixels = np.ascontiguousarray(np.repeat(np.repeat(pixels, times, 0), times, 1))

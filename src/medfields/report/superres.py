@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..solve import Run
 
 COLUMNS = {"psnr": "PSNR, dB", "ssim": "SSIM", "nrmse": "NRMSE", "seconds": "time, s"}
+BLOCKS = 720  # pixels: acquired voxels are drawn large enough to keep their edges
 WORDS = ("no", "one", "two", "three", "four", "five", "six")
 
 
@@ -111,7 +112,7 @@ def _tiles(case: Stacks, ours: str, result: Volume, seconds: float | None, metri
     tiles = [("Slices in", f"{_thickness(case)} mm", _count(len(case.stacks), "stack")),
              ("Voxels out", f"{_spacing(result)} mm", " × ".join(map(str, result.grid.shape)))]
     if "psnr" in row:
-        tiles.append(("PSNR", f"{row['psnr']:.2f} dB", f"{row['psnr'] - other[1]:+.2f} dB against {other[0]}" if other else ""))
+        tiles.append(("PSNR", f"{row['psnr']:.2f} dB", f"{row['psnr'] - other[1]:+.2f} dB against {other[0]}".replace("-", "−", 1) if other else ""))
     if "ssim" in row:
         tiles.append(("SSIM", number(row["ssim"]), ""))
     return [*tiles, ("Time", duration(seconds), "")] if seconds else tiles
@@ -137,7 +138,8 @@ def _step_seen(stack: Stack, plane: pictures.Plane) -> float:
 
 def _picture(volume: Volume, plane: pictures.Plane, channel: int, low: float, high: float, what: str, nearest: bool = False) -> Picture:
     values = pictures.read_plane(volume, plane, channel, nearest)
-    return Picture(pictures.png(pictures.gray(values, low, high)), f"{plane.name} plane of {what}", plane)
+    least = BLOCKS if nearest else 1  # the browser smooths what it enlarges, and must not smooth acquired blocks
+    return Picture(pictures.png(pictures.gray(values, low, high), least), f"{plane.name} plane of {what}", plane)
 
 
 def _figures(case: Stacks, contrast: str, channel: int, ours: str, result: Volume, truth: Volume | None, rivals: Mapping[str, Volume]) -> list[Figure]:
@@ -156,7 +158,7 @@ def _figures(case: Stacks, contrast: str, channel: int, ours: str, result: Volum
     if truth is not None:
         errors = {name: [pictures.read_plane(v, p, channel) - pictures.read_plane(truth, p, channel) for p in planes] for name, v in solved.items()}
         top = float(np.nanpercentile(np.abs(np.concatenate([e.ravel() for maps in errors.values() for e in maps])), 99.5)) or 1.0
-        error_rows = [(plane.name, [Picture(pictures.png(pictures.diverging(maps[n], top)), f"{plane.name} error of {name}", plane, letters=False)
+        error_rows = [(plane.name, [Picture(pictures.png(pictures.diverging(maps[n], top), BLOCKS // 2), f"{plane.name} error of {name}", plane, letters=False)
                                     for name, maps in errors.items()]) for n, plane in enumerate(planes)]
         figures.append(Figure(f"Error against the truth{of}", "Result minus truth, all on one scale: black is no error, blue too dark, red too bright.",
                               list(errors), error_rows, (pictures.colour_bar(), f"−{number(top)}", f"+{number(top)}", result.unit or "(image intensity)")))

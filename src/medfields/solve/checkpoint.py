@@ -162,8 +162,8 @@ def identity(value: Any) -> Any:
         return [list(value.shape), identity(sparse.indices()), identity(sparse.values())]
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
-        flat = flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy()  # an expanded single number has stride 0
-        return [str(value.dtype), list(value.shape), hashlib.blake2b(flat.data).hexdigest()]
+        octets = flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy()  # an expanded single number has stride 0
+        return [str(value.dtype), list(value.shape), hashlib.blake2b(octets.data).hexdigest()]
     if isinstance(value, np.ndarray):
         return [str(value.dtype), list(value.shape), hashlib.blake2b(np.ascontiguousarray(value).tobytes()).hexdigest()]
     if isinstance(value, nn.Module):

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from ..errors import InputError, OutOfMemory, UnknownName
 from . import checkpoint
+from .optimise import Adam
 from .problem import Problem
 from .schedule import Schedule, factor
 from .stage import NotFinite, Stage, Watch
 
 Optimiser = str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 OPTIMISERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+    "adam": Adam,
     # Fused: one pass over the weights. On a CPU with 3 million of them 5 ms instead of 18 ms (foreach) or 41 ms.
-    "adam": lambda groups: torch.optim.Adam(groups, fused=True),
     "adamw": lambda groups: torch.optim.AdamW(groups, fused=True),
     "adamax": torch.optim.Adamax,
     "sgd": lambda groups: torch.optim.SGD(groups, fused=True),

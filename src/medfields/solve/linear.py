@@ -131,9 +131,9 @@ class SliceSystem:
         for o in self.operators:
             if o.factors is None:
                 return None
-            for line, (n, matrix) in zip(lines, o.factors, strict=True):
-                if n == o.axis:
-                    line += (matrix.T @ matrix).double()
+            for line, factor in zip(lines, o.factors, strict=True):
+                if factor.axis == o.axis:
+                    line += (factor.matrix.T @ factor.matrix).double()
         total, vectors = torch.full((1, 1, 1), near, dtype=torch.float64), []
         for d, line in enumerate(lines):
             step = torch.diff(torch.eye(len(line), dtype=torch.float64), dim=0)
@@ -168,13 +168,11 @@ def padded(case: Stacks) -> tuple[Grid, tuple[slice, slice, slice]]:
 
 
 class TotalVariation(nn.Module):
-    """min 1/2 |A c - y|^2 + weight sum |D c| by ADMM, one `step` at a time; `solver` and step size can be shared.
+    """min 1/2 |A c - y|^2 + weight sum |D c| by ADMM, one `step` at a time.
 
     Args:
         system: A and y.
         weight: of the isotropic total variation.
-        y: other measurements than the system's own, for simulation studies.
-        solver: of `system.solver(self.RHO)`, to reuse its factorisation.
     """
 
     RHO = 0.2  # the penalty of the split; the answer does not depend on it, the speed does
@@ -183,11 +181,11 @@ class TotalVariation(nn.Module):
     u: Tensor
     change: Tensor
 
-    def __init__(self, system: SliceSystem, weight: float, y: Sequence[Tensor] | None = None, solver: Callable[[Tensor, Tensor], Tensor] | None = None):
+    def __init__(self, system: SliceSystem, weight: float):
         super().__init__()
         self.weight = weight
-        self.b = system.adjoint(system.y if y is None else y)
-        self.solver = solver or system.solver(self.RHO)
+        self.b = system.adjoint(system.y)
+        self.solver = system.solver(self.RHO, steps=2)  # each solve goes on from the last one
         start = system.solver(0.02)(self.b, torch.zeros_like(self.b))
         self.register_buffer("x", start)
         self.register_buffer("z", gradient(start))

@@ -155,7 +155,11 @@ class Run:
         with self._inside(stage):
             watch, self._reported, step = Watch(), {}, stage.start
             while step < n and stage.progress(step) < 1:
-                yield step
+                try:
+                    yield step
+                except GeneratorExit:  # by a break, or by an error on its way up: not to be told apart, so the stage is not marked as done
+                    stage.close(step, "left", watch.values())
+                    raise
                 step += 1
                 if self._reported:
                     values = [torch.as_tensor(v, dtype=torch.float64).detach().reshape(()).cpu() for v in self._reported.values()]
@@ -222,7 +226,8 @@ class Run:
             return stage
         if changed:
             self._tell({"message": f"{name}: starting again, because of other {', '.join(changed)}"})
-        self._forget_from(self._number)
+        if module is not None:
+            self._forget_from(self._number)
         return stage
 
     def _forget_from(self, number: int) -> None:

@@ -56,6 +56,10 @@ class Watch:
             raise NotFinite(int(first[worst]), f"the term '{self._names[worst]}'")
         return dict(zip(self._names, values, strict=True))
 
+    def values(self) -> dict[str, float]:
+        """The latest values, finite or not."""
+        return dict(zip(self._names, self._values.tolist(), strict=True))
+
 
 class NotFinite(Exception):
     """Something stopped being finite; a stage turns it into `Diverged`, which also knows where and what to do."""
@@ -167,9 +171,13 @@ class Stage:
         self._last_good = f"{self.path} at step {step}"
 
     def finish(self, step: int, stopped: str, terms: Mapping[str, float], facts: Mapping[str, Any] = {}) -> None:
-        """Write the result of the stage and report it. `stopped` says why it ended: "steps", "time" or "held out"."""
+        """Write the result of the stage and report it. `stopped` says why it ended: "steps", "time", "held out" or "left"."""
+        self.save(step, facts={"summary": self.close(step, stopped, terms, facts)}, done=True)
+
+    def close(self, step: int, stopped: str, terms: Mapping[str, float], facts: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """Report the end of the stage, and return its summary."""
         summary = {"stage": self.name, "step": step, "steps": self.steps, "seconds": self.seconds, "stopped": stopped,
                    "terms": dict(terms), **facts}
-        self.save(step, facts={"summary": summary}, done=True)
         self.run.stages.append(summary)
         self.tell(step, terms, done=True)
+        return summary

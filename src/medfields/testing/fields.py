@@ -61,7 +61,7 @@ def _check_derivatives(field: Field, x: torch.Tensor) -> None:
 
 def _check_grid(field: Field, scale: float) -> None:
     side = field.box.sides
-    grid = Grid.from_spacing((4, 5, 3), side / 8, origin=field.box.centre - side / 8)
+    grid = Grid.from_spacing((4, 5, 3), (side / 8).tolist(), origin=(field.box.centre - side / 8).tolist())
     with torch.no_grad():
         direct = field(grid.points(field.centre.device)).movedim(-1, 0).cpu()
     assert _close(field.on(grid, chunk=16).volume().data, direct, scale), "field.on(grid) differs from calling the field at the voxel centres"

@@ -1,0 +1,27 @@
+"""Every registered spec makes a field that keeps the promises of `medfields.testing.check_field`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medfields import fields as _  # registers the specs
+from medfields.fields import Field
+from medfields.fields.spec import SPECS
+from medfields.space import Box
+from medfields.testing import check_field
+
+BOX = Box((-30.0, -25.0, 10.0), (30.0, 40.0, 50.0))
+
+
+@pytest.mark.parametrize("name", sorted(n for n, cls in SPECS.items() if cls.__module__.startswith("medfields.") and not cls.__module__.endswith("encodings") and cls.example(BOX) is not None))
+def test_field(name: str) -> None:
+    spec = SPECS[name].example(BOX)
+    assert spec is not None
+    field = Field(spec, BOX, 2, scale=torch.tensor([3.0, 50.0]), offset=torch.tensor([0.0, 100.0]), unit="HU", names=("a", "b"), seed=0)
+    if all(not p.any() for p in field.net.parameters()):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in field.net.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator))
+    check_field(field)
