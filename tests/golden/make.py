@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from medfields.fields import MLP, BSpline, Field, Finer, Fourier, Hybrid, MultiHead, NeRFEncoding, Siren, Spec
+from medfields.fields import MLP, BSpline, Field, Finer, Fourier, GridEncoding, Hybrid, MultiHead, NeRFEncoding, Siren, Spec
 from medfields.io import write_field
 from medfields.io.field import VERSION
 from medfields.space import Box, Grid
@@ -24,6 +24,7 @@ SPECS: dict[str, Spec] = {
     "finer": Finer(width=8, depth=2),
     "fourier": MLP(encoding=Fourier(size=6, sigma=2.0), width=8, depth=2),
     "nerf": MLP(encoding=NeRFEncoding(octaves=3), width=8, depth=2, activation="silu"),
+    "hash": MLP(encoding=GridEncoding(levels=3, finest_mm=6.0, coarsest_mm=30.0, log2_table=6), width=8, depth=1),
     "relu": MLP(width=8, depth=3),
     "multihead": MultiHead(cells=(2, 1, 3), width=8, depth=2, alpha=4),
     "bspline": BSpline.on(LATTICE, degree=3),

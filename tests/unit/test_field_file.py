@@ -134,7 +134,7 @@ def test_golden_files(golden: Path) -> None:
 
 
 def test_there_are_golden_files() -> None:
-    assert {"v1-siren", "v1-bspline", "v1-fourier", "v1-multihead", "v1-hybrid"} <= {p.stem for p in GOLDEN}
+    assert {"v1-siren", "v1-bspline", "v1-fourier", "v1-hash", "v1-multihead", "v1-hybrid"} <= {p.stem for p in GOLDEN}
 
 
 HEADER: list[tuple[str, Callable[[dict[str, Any]], Any], type[MedfieldsError], str]] = [

@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from medfields.errors import InputError
 from medfields.kernels.adam import adam_lazy_
 from medfields.solve import optimise
 from medfields.solve.optimise import Adam
-from torch import nn
 
 
 def table(rows: int = optimise.LAZY_ROWS + 5, seed: int = 0) -> nn.Parameter:

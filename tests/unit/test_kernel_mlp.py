@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from medfields.errors import UnknownName
 from medfields.kernels import mlp
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from medfields.errors import OutputError
+from medfields.kernels import mlp
 from medfields.solve import Curves, Inverse, Listener, Problem, Run
 from medfields.solve.optimise import LAZY_ROWS
 from medfields.solve.stage import Stage
@@ -274,6 +275,21 @@ def test_a_loop_that_is_left_breaks_again_at_the_same_step(tmp_path):
     (a, first), (b, second) = job(tmp_path), job(tmp_path)
     assert torch.equal(a, b) and first["stopped"] == second["stopped"] == "left" and first["step"] == second["step"]
     assert messages(tmp_path)[0].startswith("cg: going on") and messages(tmp_path)[1] == "fit: reloaded"
+
+
+def test_a_resumed_run_keeps_the_precision_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.delenv("MEDFIELDS_MLP", raising=False)
+    for began, measured in (("fp32", "bf16"), ("bf16", "fp32")):
+        mlp.set_policy(began)
+        two_stages(Run(tmp_path / began))
+        mlp.set_policy(measured)
+        two_stages(Run(tmp_path / began))
+        assert mlp.policy() == began and messages(tmp_path / began)[0] == "first: reloaded"
+    monkeypatch.setenv("MEDFIELDS_MLP", "fp32")  # a wish of the user counts, and is another computation
+    mlp.set_policy("fp32")
+    two_stages(Run(tmp_path / "bf16"))
+    assert mlp.policy() == "fp32" and "first: starting again, because of other arguments" in messages(tmp_path / "bf16")
+    mlp.set_policy(None)
 
 
 def test_resume_false_forgets(tmp_path):

@@ -75,8 +75,10 @@ def _grid(field: Field, spacing: float | None, like: str) -> Grid:
         return field.grid
     if not (math.isfinite(spacing) and spacing > 0):
         raise GeometryError(f"spacing must be positive, got {spacing:g} mm", "for instance --spacing 0.5")
-    base = field.grid or Grid.from_spacing((1, 1, 1), field.box.sides.tolist(), field.box.centre.tolist())
-    return base.with_spacing(spacing)
+    if field.grid is not None:
+        return field.grid.with_spacing(spacing)
+    half = field.box.sides / 2  # any lattice that fills the box
+    return Grid.from_spacing((2, 2, 2), half.tolist(), (field.box.centre - half / 2).tolist()).with_spacing(spacing)
 
 
 def evaluate(field: Field, grid: Grid, gradient: Gradient | None = None) -> Volume:

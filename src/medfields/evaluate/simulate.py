@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import scipy.ndimage
+from scipy.interpolate import BSpline
 from scipy.spatial.transform import Rotation
 
 from ..cases import Stack
@@ -66,27 +67,54 @@ class Scene:
         padded = np.pad(data, PAD, mode="constant") if empty_outside else np.pad(data, PAD, mode="reflect", reflect_type="even")
         self._spline = scipy.ndimage.spline_filter(padded, order=5, mode="mirror", output=np.float64)
 
-    def _read(self, world: np.ndarray) -> np.ndarray:
-        index = self.grid.index(world)
-        if not self.empty_outside and not ((index > -0.5 - 1e-6) & (index < np.array(self.grid.shape) - 0.5 + 1e-6)).all():
-            raise GeometryError("a slice profile reaches beyond the scanned volume", "cover a smaller region, or use thinner slices")
-        coordinates = np.moveaxis(index + PAD, -1, 0)
-        return scipy.ndimage.map_coordinates(self._spline, coordinates, order=5, mode="constant", cval=0.0, prefilter=False)
-
     def slices(self, grid: Grid, thickness: float, through: int = 2) -> np.ndarray:
-        """Noise-free voxels [I, J, K]: m(x) = sum_s w(s) f(x + s n), w a Gaussian of FWHM = `thickness` mm along the slice normal n."""
+        """Noise-free voxels [I, J, K]: m(x) = sum_s w(s) f(x + s n), w a Gaussian of FWHM = `thickness` mm along the slice normal n.
+
+        Raises:
+            GeometryError: if a profile reaches beyond the volume and what lies there is not known.
+        """
         sigma = thickness / FWHM_PER_SIGMA
         s = np.linspace(-REACH * thickness, REACH * thickness, NODES)
         weight = np.exp(-0.5 * (s / sigma) ** 2)
         weight /= weight.sum()
         normal = grid.directions[:, through]
-        index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
-        centres = grid.world(index)
+        ends = self.grid.index(np.concatenate([grid.corners(faces=False) + end * normal for end in (s[0], s[-1])]))
+        if not self.empty_outside and not ((ends > -0.5 - 1e-6) & (ends < np.array(self.grid.shape) - 0.5 + 1e-6)).all():
+            raise GeometryError("a slice profile reaches beyond the scanned volume", "cover a smaller region, or use thinner slices")
+        to_index = np.linalg.inv(self.grid.affine) @ grid.affine
+        along = np.abs(to_index[:3, :3]) > 1e-9 * np.abs(to_index[:3, :3]).max()
+        return self._upright(grid, to_index, s, weight, through) if along.sum() == 3 else self._oblique(grid, s, weight, normal)
+
+    def _oblique(self, grid: Grid, s: np.ndarray, weight: np.ndarray, normal: np.ndarray) -> np.ndarray:
+        """Node by node, over all voxels."""
+        centres = grid.world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
+
+        def node(step: float) -> np.ndarray:
+            at = np.moveaxis(self.grid.index(centres + step * normal) + PAD, -1, 0)
+            return scipy.ndimage.map_coordinates(self._spline, at, order=5, mode="constant", cval=0.0, prefilter=False)
+
         total = np.zeros(grid.shape)
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # scipy leaves the interpreter free meanwhile; the sum keeps its order
-            for w, values in zip(weight, pool.map(lambda step: self._read(centres + step * normal), s), strict=True):
+            for w, values in zip(weight, pool.map(node, s), strict=True):
                 total += w * values
         return total
+
+    def _upright(self, grid: Grid, to_index: np.ndarray, s: np.ndarray, weight: np.ndarray, through: int) -> np.ndarray:
+        """The same sum where the axes of stack and truth are parallel: the spline is a product, so one small matrix for each axis does."""
+        result = self._spline
+        source = [int(np.argmax(np.abs(to_index[:3, d]))) for d in range(3)]  # the truth's axis of each stack axis
+        for d, axis in enumerate(source):
+            at = to_index[axis, d] * np.arange(grid.shape[d])[:, None] + to_index[axis, 3] + PAD
+            nodes, w = (s / self.grid.spacing[axis] * np.sign(to_index[axis, d]), weight) if d == through else (np.zeros(1), np.ones(1))
+            offsets = (at + nodes)[:, :, None] - np.arange(self._spline.shape[axis])
+            matrix = np.einsum("s,nsm->nm", w, _quintic(offsets))
+            result = np.moveaxis(np.tensordot(matrix, result, (1, axis)), 0, axis)
+        return np.transpose(result, source)
+
+
+def _quintic(x: np.ndarray) -> np.ndarray:
+    """The centred quintic B-spline."""
+    return np.nan_to_num(BSpline.basis_element(np.arange(-3.0, 4.0), extrapolate=False)(x))
 
 
 def thick_stack(scene: Scene, grid: Grid, thickness: float, *, noise: float = 0.0, seed: int | Sequence[int] = 0,

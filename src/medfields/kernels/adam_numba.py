@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-import torch
 from torch import Tensor
 
 from .dispatch import jit, use_threads

@@ -36,7 +36,7 @@ def _axis(u_ptr, n_ptr, step_ptr, point, inside, level, d: tl.constexpr, D: tl.c
         u = tl.load(u_ptr + point * D + d, mask=inside, other=0.0)
         n = tl.load(n_ptr + level * 4 + d)
         step = tl.load(step_ptr + level * 4 + d).to(tl.uint32)
-    x = tl.where(u < 0.0, 0.0, tl.where(u > 1.0, 1.0, u)) * n.to(tl.float32) if d < D else u
+    x = tl.where(u < 0.0, 0.0, tl.where(u > 1.0, 1.0, u)) * n
     cell = tl.where(x == x, x, 0.0).to(tl.int32)
     cell = tl.minimum(cell, n - 1)
     near = cell.to(tl.uint32) * step
@@ -138,7 +138,7 @@ def _point_kernel(u_ptr, table_ptr, grad_ptr, n_ptr, step_ptr, hash_ptr, offset_
 @jit
 def _add(out_ptr, u, slope, n, point, active, d: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
     if d < D:
-        tl.atomic_add(out_ptr + point * D + d, slope * n.to(tl.float32), mask=active & (u >= 0.0) & (u <= 1.0), sem="relaxed")
+        tl.atomic_add(out_ptr + point * D + d, slope * n, mask=active & (u >= 0.0) & (u <= 1.0), sem="relaxed")
 
 
 @cache

@@ -51,16 +51,13 @@ class Adam(torch.optim.Optimizer):
                     state["step"] = torch.zeros(())
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
                 if group["lazy"] and p.ndim == 2 and len(p) >= LAZY_ROWS and p.is_contiguous():
-                    self._lazy(p, state, group)
+                    state["step"] += 1
+                    adam_lazy_(p, p.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), group["lr"], group["betas"],
+                               group["eps"], group["weight_decay"])
                 else:
                     dense.append(p)
             self._dense(dense, group)
         return loss
-
-    def _lazy(self, p: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        state["step"] += 1
-        adam_lazy_(p, p.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), group["lr"], group["betas"], group["eps"],
-                   group["weight_decay"])
 
     def _dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
         if not params:

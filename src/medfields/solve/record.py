@@ -16,6 +16,7 @@ import torch
 
 from .. import __version__
 from ..io.atomic import atomic
+from ..kernels import mlp
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
+        "mlp": mlp.policy(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -46,6 +48,15 @@ def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def keep_precision(path: Path) -> None:
+    """Take up the precision of networks that the env.json of an earlier life names, unless MEDFIELDS_MLP asks for one.
+
+    It is chosen by a measurement, which may come out differently the next time, and other rounding is other bytes.
+    """
+    if path.exists() and not os.environ.get("MEDFIELDS_MLP"):
+        mlp.set_policy(json.loads(path.read_text(encoding="utf-8"))["mlp"])
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import InputError, OutputError
+from ..kernels import mlp
 from . import checkpoint, record
 from .events import JsonLines, Listener
 from .fit import Fit, Optimiser, make_optimiser, naming_memory, training_only
@@ -86,6 +87,8 @@ class Run:
         except OSError as error:
             raise OutputError(f"cannot use the run folder {folder}: {error.strerror}", "choose another folder") from error
         self.listeners.append(JsonLines(folder / "log.jsonl"))
+        if resume:
+            record.keep_precision(folder / "env.json")
         record.write_json(folder / "env.json", record.environment(self.device))
         if self._config:
             record.write_text(folder / "config.toml", record.to_toml(self._config))
@@ -213,7 +216,7 @@ class Run:
             self._tell({"message": f"{name}: no time left"})
         if path is None:
             return stage
-        arguments = {**arguments, "name": name, "seed": self.seed, "run seconds": self.seconds}
+        arguments = {**arguments, "name": name, "seed": self.seed, "run seconds": self.seconds, "precision": mlp.policy()}
         stage.fingerprint = checkpoint.fingerprint(self._identity, module, arguments, self._config, self._data, __version__)
         self._identity = checkpoint.digest(stage.fingerprint)
         found = checkpoint.read(path) if module is not None else None

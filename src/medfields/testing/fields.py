@@ -37,7 +37,8 @@ def check_field(field: Field, seed: int = 0) -> None:
     with torch.no_grad():
         for p in twin.parameters():
             p.zero_()
-        assert torch.equal(field(x), value), "changing the weights of a deep copy changes the field: it shares tensors or calls a closure"
+        assert torch.equal(field(x), value), "changing the weights of a deep copy changes the field: they share tensors"
+        assert not torch.equal(twin(x), value), "a deep copy calls the weights of the original: is a closure its forward?"
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, scale: float) -> bool:
