@@ -88,7 +88,9 @@ def _literals(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
     for item in node.body:
         if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
             target, value = item.targets[0].id, item.value
-        elif isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value and "ClassVar" in ast.dump(item.annotation):
+        elif (
+            isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value and "ClassVar" in ast.dump(item.annotation)
+        ):
             target, value = item.target.id, item.value
         else:
             continue

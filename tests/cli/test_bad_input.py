@@ -235,8 +235,18 @@ FIELDS = [
     ("huge spec", lambda outer, inner: inner["spec"].update(width=10**9), 4, ""),
     ("unknown kind", lambda outer, inner: inner["spec"].update(kind="os.system"), 9, "os.system"),
     ("path as kind", lambda outer, inner: inner["spec"].update(kind="../../etc/passwd"), 9, ""),
-    ("nested too deep", lambda outer, inner: inner.update(spec=json.loads('{"kind":"Siren","encoding":' * 40 + "1" + "}" * 40)), 4, "nested"),
-    ("tensor beyond the end", lambda outer, inner: [outer[n].update(data_offsets=[0, 10**12]) for n in outer if n != "__metadata__"] and None, 4, ""),
+    (
+        "nested too deep",
+        lambda outer, inner: inner.update(spec=json.loads('{"kind":"Siren","encoding":' * 40 + "1" + "}" * 40)),
+        4,
+        "nested",
+    ),
+    (
+        "tensor beyond the end",
+        lambda outer, inner: [outer[n].update(data_offsets=[0, 10**12]) for n in outer if n != "__metadata__"] and None,
+        4,
+        "",
+    ),
     ("box inside out", lambda outer, inner: inner.update(box={"lo": [1, 1, 1], "hi": [0, 0, 0]}), 3, ""),
     ("text where a box is meant", lambda outer, inner: inner.update(box="big"), 4, ""),
 ]
@@ -250,11 +260,12 @@ def test_fields(medfields, tmp_path: Path, field: Path, change: Callable, code: 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"text, not tensors", (10**15).to_bytes(8, "little") + b"{}", b"\x02" + b"\0" * 7 + b"{}"],
-                         ids=["empty", "short", "text", "endless header", "no metadata"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x00" * 7, b"text, not tensors", (10**15).to_bytes(8, "little") + b"{}", b"\x02" + b"\0" * 7 + b"{}"],
+    ids=["empty", "short", "text", "endless header", "no metadata"],
+)
 def test_files_that_are_no_fields(medfields, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.field").write_bytes(content)
     check(medfields("query", "x.field", "-o", "x.nii.gz", "--spacing", 1), 4, "x.field")
     assert [p.name for p in tmp_path.iterdir()] == ["x.field"]
-
-

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +64,7 @@ def test_expected_errors_are_two_lines_and_bugs_keep_their_traceback(medfields, 
     def raising(error: BaseException):
         def run(words: list[str]) -> int:
             raise error
+
         return run
 
     monkeypatch.setattr(module, "_run", raising(InputError("first\nsecond", "do   this")))
@@ -76,6 +80,26 @@ def test_expected_errors_are_two_lines_and_bugs_keep_their_traceback(medfields, 
         module.main(["any"])
 
 
+def test_interrupt_ends_with_130_and_the_next_call_goes_on(tmp_path: Path, stacks: tuple[Path, Path]) -> None:
+    words = ["superres", *map(str, stacks), "-o", "iso.nii.gz", "--method", "siren", "--net.width", "16", "--nodes", "2", "--samples", "64"]
+    command = [sys.executable, "-m", "medfields.cli.main", *words, "--steps", "1000000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "iso.run/log.jsonl"
+    try:
+        for _ in range(600):
+            if process.poll() is not None or (log.exists() and '"step"' in log.read_text()):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "run the same command again to resume" in said and "Traceback" not in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["iso.run"]
+
+
 def test_module_runs_as_a_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "medfields.cli.main", "show", "nothing-like-it"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "medfields.cli.main", "show", "nothing-like-it"], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 9 and done.stderr.startswith("medfields: error: there is no method") and "Traceback" not in done.stderr

@@ -29,7 +29,9 @@ def test_new_refuses_bad_names_and_existing_files(medfields, tmp_path: Path) -> 
 def test_check_names_what_is_broken(medfields, tmp_path: Path) -> None:
     medfields("new", "my-idea")
     file = tmp_path / "my_idea.py"
-    file.write_text(file.read_text().replace("        offset, scale =", "        import torch\n        torch.seed()\n        offset, scale ="))
+    file.write_text(
+        file.read_text().replace("        offset, scale =", "        import torch\n        torch.seed()\n        offset, scale =")
+    )
     said = medfields("check", "./my_idea.py")
     assert said.code == 1 and "FAILED  same seed same bytes: two runs" in said.out
     file.write_text(file.read_text().replace("Use when:", "Some day:"))

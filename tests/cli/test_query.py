@@ -79,20 +79,23 @@ def test_points_from_a_table(medfields, ramp: Path, tmp_path: Path) -> None:
     assert [float(row[f"dvalue/d{a}"]) for a in "xyz"] == pytest.approx(SLOPE, abs=1e-4)
 
 
-@pytest.mark.parametrize(("words", "code", "says"), [
-    (("-o", "x.nii.gz", "--spacing", "0"), 3, "positive"),
-    (("-o", "x.nii.gz", "--spacing=-1"), 3, "positive"),
-    (("-o", "x.nii.gz", "--spacing", "nan"), 3, "positive"),
-    (("-o", "x.nii.gz", "--spacing", "1e-4"), 7, "GiB"),
-    (("-o", "x.nii.gz", "--spacing", "1", "--like", "y.nii.gz"), 2, "exclude"),
-    (("-o", "x.nii.gz", "--points", "p.csv"), 2, "values.csv"),
-    (("-o", "x.csv", "--points", "missing.csv"), 4, "missing.csv"),
-    (("-o", "x.csv", "--points", "bad.csv"), 4, "line 3"),
-    (("-o", "x.csv", "--points", "noheader.csv"), 4, "x,y,z"),
-    (("-o", "x.csv", "--points", "none.csv"), 4, "no points"),
-    (("-o", "x.xyz"), 5, ".nii.gz"),
-    (("-o", "x.nii.gz", "--threads", "0"), 2, "threads"),
-])
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("-o", "x.nii.gz", "--spacing", "0"), 3, "positive"),
+        (("-o", "x.nii.gz", "--spacing=-1"), 3, "positive"),
+        (("-o", "x.nii.gz", "--spacing", "nan"), 3, "positive"),
+        (("-o", "x.nii.gz", "--spacing", "1e-4"), 7, "GiB"),
+        (("-o", "x.nii.gz", "--spacing", "1", "--like", "y.nii.gz"), 2, "exclude"),
+        (("-o", "x.nii.gz", "--points", "p.csv"), 2, "values.csv"),
+        (("-o", "x.csv", "--points", "missing.csv"), 4, "missing.csv"),
+        (("-o", "x.csv", "--points", "bad.csv"), 4, "line 3"),
+        (("-o", "x.csv", "--points", "noheader.csv"), 4, "x,y,z"),
+        (("-o", "x.csv", "--points", "none.csv"), 4, "no points"),
+        (("-o", "x.xyz"), 5, ".nii.gz"),
+        (("-o", "x.nii.gz", "--threads", "0"), 2, "threads"),
+    ],
+)
 def test_mistakes_are_named_and_leave_nothing(medfields, ramp: Path, tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:
     (tmp_path / "bad.csv").write_text("x,y,z\n0,0,0\n0,zero,0\n")
     (tmp_path / "noheader.csv").write_text("0,0,0\n")

@@ -67,8 +67,12 @@ def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
 
 def test_files_with_mistakes_name_them(tmp_path: Path) -> None:
     file = tmp_path / "my.toml"
-    for text, error, words in (('spacings = 1.0\n', UnknownName, "spacing"), ('method = "srr-cg"\n[hyper]\nstep = 1\n', UnknownName, "steps"),
-                               ('method = "srr-cg"\n[hyper]\nsteps = "many"\n', InputError, "steps"), ('task = "ct"\n', InputError, "superres")):
+    for text, error, words in (
+        ("spacings = 1.0\n", UnknownName, "spacing"),
+        ('method = "srr-cg"\n[hyper]\nstep = 1\n', UnknownName, "steps"),
+        ('method = "srr-cg"\n[hyper]\nsteps = "many"\n', InputError, "steps"),
+        ('task = "ct"\n', InputError, "superres"),
+    ):
         file.write_text(text)
         with pytest.raises(error, match=words):
             parse(["a.nii.gz", "-o", "x.nii.gz", "--config", str(file)])
@@ -87,6 +91,7 @@ def test_several_contrasts_give_several_volumes(medfields, tmp_path: Path) -> No
 def test_like_takes_the_grid_of_an_image(medfields, stacks: tuple[Path, Path], tmp_path: Path) -> None:
     grid = Stacks.toy(0).grid.crop((3, 4, 5), (8, 9, 7))
     from medfields.space import Volume
+
     write_volume(Volume(np.zeros((8, 9, 7)), grid), tmp_path / "ref.nii.gz")
     assert medfields("superres", *stacks, "-o", "iso.nii.gz", "--like", "ref.nii.gz", *FAST).code == 0
     assert read_volume(tmp_path / "iso.nii.gz").grid.same_as(grid)
@@ -126,7 +131,12 @@ def test_report_can_be_written_again(medfields, stacks: tuple[Path, Path], tmp_p
 def test_hyper_parameters_named_like_options_are_refused(tmp_path: Path) -> None:
     module.plugins.entries()
     from medfields.cli.new import TEMPLATE
-    text = TEMPLATE.format(title="X", line="x.", class_name="X", spec="Siren", lr="1e-4").replace("nodes: int", "spacing: int").replace("self.nodes", "self.spacing")
+
+    text = (
+        TEMPLATE.format(title="X", line="x.", class_name="X", spec="Siren", lr="1e-4")
+        .replace("nodes: int", "spacing: int")
+        .replace("self.nodes", "self.spacing")
+    )
     (tmp_path / "x.py").write_text(text)
     with pytest.raises(InputError, match="spacing"):
         parse(["a.nii.gz", "-o", "x.nii.gz", "--method", str(tmp_path / "x.py")])

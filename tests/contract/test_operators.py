@@ -15,7 +15,11 @@ from medfields.testing import check_adjoint, check_operator
 def test_slice_average(profile: str) -> None:
     rng = torch.Generator().manual_seed(0)
     operator = SliceAverage(profile, [4.0, 6.0], np.eye(3)[:2], 8).eval()
-    at = {"x": torch.randn(50, 3, generator=rng) * 20, "stack": torch.randint(2, (50,), generator=rng), "channel": torch.zeros(50, dtype=torch.long)}
+    at = {
+        "x": torch.randn(50, 3, generator=rng) * 20,
+        "stack": torch.randint(2, (50,), generator=rng),
+        "channel": torch.zeros(50, dtype=torch.long),
+    }
     check_operator(operator, at)
 
 

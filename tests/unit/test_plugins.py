@@ -12,7 +12,7 @@ from medfields import plugins
 from medfields.errors import FileError, InputError, UnknownName
 
 CARD = '"""Mine: an idea.\n\nNeeds: stacks. Gives: a volume. Use when: testing.\n"""\n'
-BODY = '''from dataclasses import dataclass
+BODY = """from dataclasses import dataclass
 from typing import ClassVar
 
 from medfields.solve import Method
@@ -27,7 +27,7 @@ class Mine(Method):
 
     def solve(self, case, run, prior=None):
         return case
-'''
+"""
 
 
 @pytest.fixture
@@ -59,7 +59,9 @@ def test_file_that_fails_to_import_keeps_its_error_and_leaves_no_module(mine: Pa
     assert set(sys.modules) - before == set()
 
 
-@pytest.mark.parametrize(("text", "error"), [("x = 1\n", InputError), (CARD + BODY + BODY.replace("Mine", "Yours"), InputError), ("def (", FileError)])
+@pytest.mark.parametrize(
+    ("text", "error"), [("x = 1\n", InputError), (CARD + BODY + BODY.replace("Mine", "Yours"), InputError), ("def (", FileError)]
+)
 def test_files_without_exactly_one_method(tmp_path: Path, text: str, error: type[Exception]) -> None:
     path = tmp_path / "x.py"
     path.write_text(text)
@@ -88,8 +90,10 @@ def test_entry_points_of_other_packages(tmp_path: Path, monkeypatch: pytest.Monk
     (package / "__init__.py").write_text("raise RuntimeError('imported too early')")
     (package / "idea.py").write_text(CARD + BODY)
     monkeypatch.syspath_prepend(tmp_path)
-    points = [metadata.EntryPoint("their-idea", "their_package.idea:Mine", plugins.GROUP),
-              metadata.EntryPoint("broken", "not_there.idea:Mine", plugins.GROUP)]
+    points = [
+        metadata.EntryPoint("their-idea", "their_package.idea:Mine", plugins.GROUP),
+        metadata.EntryPoint("broken", "not_there.idea:Mine", plugins.GROUP),
+    ]
     monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: points)
     plugins.entries.cache_clear()
     try:

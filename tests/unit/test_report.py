@@ -115,7 +115,15 @@ def test_table_marks_the_best_in_the_right_direction() -> None:
 
 def test_numbers_and_durations() -> None:
     assert [number(v) for v in (1234.5, 123.45, 26.581, 0.93123, 1.2e-5, 0.0, 7, "x")] == [
-        "1234", "123.5", "26.58", "0.9312", "1.2e-05", "0", "7", "x"]
+        "1234",
+        "123.5",
+        "26.58",
+        "0.9312",
+        "1.2e-05",
+        "0",
+        "7",
+        "x",
+    ]
     assert [duration(s) for s in (0.42, 41.3, 59.7, 200, 7500)] == ["0.4 s", "41 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
 
 
@@ -126,7 +134,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, contrasts in (("plain", 1), ("full", 2)):
         case = Stacks.toy(0, contrasts=contrasts)
         if contrasts == 2:
-            case = replace(case, stacks=tuple(replace(s, name="<script>alert(1)</script>", contrast=f"<b>{s.contrast}") for s in case.stacks))
+            case = replace(
+                case, stacks=tuple(replace(s, name="<script>alert(1)</script>", contrast=f"<b>{s.contrast}") for s in case.stacks)
+            )
         folder = tmp_path_factory.mktemp("report") / f"{name}.run"
         method = plugins.load("srr-cg")(steps=6)
         with Run(folder, config={"task": "superres", "method": "srr-cg", "hyper": method.config()}) as run:
@@ -135,15 +145,32 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             run.finish()
         truth = result.with_data(result.data + 1) if contrasts == 2 else None
         rivals = {"cubic-mean": plugins.load("cubic-mean")().solve(case, Run())} if contrasts == 2 else None
-        metrics = {"cubic-mean": {"psnr": 22.56, "ssim": 0.81}, "srr-cg": {"psnr": 26.58, "ssim": 0.91, "seconds": 2.1}} if contrasts == 2 else None
+        metrics = (
+            {"cubic-mean": {"psnr": 22.56, "ssim": 0.81}, "srr-cg": {"psnr": 26.58, "ssim": 0.91, "seconds": 2.1}}
+            if contrasts == 2
+            else None
+        )
         made[name] = superres_page(case, result, run, truth=truth, rivals=rivals, metrics=metrics)
     return made
 
 
 def test_page_says_what_was_done(pages: dict[str, Path]) -> None:
     text = pages["full"].read_text()
-    for words in ("One sharp volume from two thick stacks", "26.58 dB", "4.02 dB above cubic-mean", "Error against the truth", "held out error", "0.0123",
-                  "conjugate gradients", "10.1109/TMI.2010.2051680", "Use when", "Intended use: research", "steps = 6", "torch", "5 mm"):
+    for words in (
+        "One sharp volume from two thick stacks",
+        "26.58 dB",
+        "4.02 dB above cubic-mean",
+        "Error against the truth",
+        "held out error",
+        "0.0123",
+        "conjugate gradients",
+        "10.1109/TMI.2010.2051680",
+        "Use when",
+        "Intended use: research",
+        "steps = 6",
+        "torch",
+        "5 mm",
+    ):
         assert words in text, words
     plain = pages["plain"].read_text()
     assert "No truth is known" in plain and "Error against" not in plain and "<table" not in plain
@@ -153,7 +180,7 @@ def test_page_needs_nothing_else_and_names_are_not_markup(pages: dict[str, Path]
     for page in pages.values():
         text = page.read_text()
         assert {s.partition(":")[0] for s in re.findall(r'(?:src|href)="([^"]*)"', text)} == {"data"}
-        assert "url(" not in text and "@import" not in text and "http-equiv=\"Content-Security-Policy\"" in text
+        assert "url(" not in text and "@import" not in text and 'http-equiv="Content-Security-Policy"' in text
         assert text.count("<script>") == 1 and "<script>alert" not in text and "<b>c0" not in text
         assert page.stat().st_size < 3_000_000
 
@@ -183,12 +210,20 @@ def test_mistakes(tmp_path: Path, pages: dict[str, Path]) -> None:
         write_report(tmp_path / "file/report.html", Page("x"))
 
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable") if (path := shutil.which(name))), None)
-PROBE = """<script>addEventListener("load", () => { const said = {
-  images: [...document.images].map(i => i.naturalWidth * i.naturalHeight), loaded: performance.getEntriesByType("resource").map(r => r.name.slice(0, 40)),
-  wide: document.documentElement.scrollWidth - innerWidth, cut: getComputedStyle(document.querySelector(".compare .view")).getPropertyValue("--cut") };
-  const slider = document.querySelector(".slider"); slider.value = 20; slider.dispatchEvent(new Event("input"));
-  said.moved = getComputedStyle(document.querySelector(".compare .view")).getPropertyValue("--cut");
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable") if (path := shutil.which(name))), None
+)
+PROBE = """<script>addEventListener("load", () => {
+  const cut = () => getComputedStyle(document.querySelector(".compare .view")).getPropertyValue("--cut");
+  const said = {
+    images: [...document.images].map(i => i.naturalWidth * i.naturalHeight),
+    loaded: performance.getEntriesByType("resource").map(r => r.name.slice(0, 40)),
+    wide: document.documentElement.scrollWidth - innerWidth,
+    cut: cut() };
+  const slider = document.querySelector(".slider");
+  slider.value = 20;
+  slider.dispatchEvent(new Event("input"));
+  said.moved = cut();
   document.body.dataset.said = JSON.stringify(said); });</script>"""
 
 
@@ -199,9 +234,27 @@ def test_page_in_a_browser(pages: dict[str, Path], tmp_path: Path, width: int) -
     assert BROWSER is not None
     page = tmp_path / "page.html"
     page.write_text(pages["full"].read_text().replace("</body>", PROBE + "</body>"))
-    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                           "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--enable-logging=stderr",
-                           "--virtual-time-budget=5000", "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     found = re.search(r'data-said="([^"]+)"', done.stdout)
     assert found, done.stderr[-2000:]

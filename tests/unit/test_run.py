@@ -330,7 +330,7 @@ def test_the_config_of_a_method_is_plain():
         paper: ClassVar[str] = "arXiv:0"
         task: ClassVar[str] = "superres"
         tiny: ClassVar[dict[str, Any]] = {"steps": 2}
-        net: Siren = Siren(width=8, depth=1)  # noqa: RUF009
+        net: Siren = Siren(width=8, depth=1)
         steps: int = 100
         sizes: tuple[int, ...] = (1, 2)
 

@@ -41,25 +41,56 @@ def test_the_template_keeps_every_promise(made) -> None:
 
 BROKEN = [
     (methods.check_card, "Use when", [("Use when:", "Perhaps:")]),
-    (methods.check_card, "Deviations", [("Deviations:", "Changes:"), ('fidelity: ClassVar[str] = "ours"', 'fidelity: ClassVar[str] = "interpreted"')]),
+    (
+        methods.check_card,
+        "Deviations",
+        [("Deviations:", "Changes:"), ('fidelity: ClassVar[str] = "ours"', 'fidelity: ClassVar[str] = "interpreted"')],
+    ),
     (methods.check_card, "no DOI", [('fidelity: ClassVar[str] = "ours"', 'fidelity: ClassVar[str] = "classical"')]),
     (methods.check_file, "the limit is 120", [("from torch import nn", "from torch import nn\n" + "\n" * 100)]),
     (methods.check_file, "no other method", [("from torch import nn", "from torch import nn\nfrom medfields.methods.siren import SIREN")]),
     (methods.check_file, "no other method", [("from torch import nn", "from torch import nn\nimport medfields.classical.srr_cg")]),
-    (methods.check_hyper_parameters, "'steps' has no default", [("    net: Siren = Siren(width=256, depth=4)\n", ""), ("self.net", "Siren(8, 1)"),
-                                                                ("steps: int = 2000", "steps: int")]),
+    (
+        methods.check_hyper_parameters,
+        "'steps' has no default",
+        [("    net: Siren = Siren(width=256, depth=4)\n", ""), ("self.net", "Siren(8, 1)"), ("steps: int = 2000", "steps: int")],
+    ),
     (methods.check_hyper_parameters, "stepps", [('"steps": 20', '"stepps": 20')]),
     (methods.check_result, "changed its case", [(START, f"        case.stacks[0].volume.data.mul_(1.01)\n{START}")]),
-    (methods.check_result, "not finite", [("scale=scale", "scale=scale * float('inf')"),
-                                          ('return run.fit(problem, steps=self.steps, lr=self.lr, name="fit").field', "return field")]),
-    (methods.check_result, "1 channels for 2", [("len(case.contrasts)", "1"), ("offset=offset, names=case.contrasts", "offset=0.0"),
-                                                ("scale=scale", "scale=1.0"), ('return run.fit(problem, steps=self.steps, lr=self.lr, name="fit").field',
-                                                                               "return field")]),
-    (methods.check_result, "changed its prior", [("    def solve", "    def learn(self, cohort, run):\n        return nn.Linear(2, 2)\n\n    def solve"),
-                                                 (START, f"        nn.init.zeros_(prior.weight)\n{START}")]),
+    (
+        methods.check_result,
+        "not finite",
+        [
+            ("scale=scale", "scale=scale * float('inf')"),
+            ('return run.fit(problem, steps=self.steps, lr=self.lr, name="fit").field', "return field"),
+        ],
+    ),
+    (
+        methods.check_result,
+        "1 channels for 2",
+        [
+            ("len(case.contrasts)", "1"),
+            ("offset=offset, names=case.contrasts", "offset=0.0"),
+            ("scale=scale", "scale=1.0"),
+            ('return run.fit(problem, steps=self.steps, lr=self.lr, name="fit").field', "return field"),
+        ],
+    ),
+    (
+        methods.check_result,
+        "changed its prior",
+        [
+            ("    def solve", "    def learn(self, cohort, run):\n        return nn.Linear(2, 2)\n\n    def solve"),
+            (START, f"        nn.init.zeros_(prior.weight)\n{START}"),
+        ],
+    ),
     (methods.check_same_seed_same_bytes, "differ by up to", [(START, f"        __import__('torch').seed()\n{START}")]),
-    (methods.check_resume, "resumed, the result differs", [
-        ("@dataclass(frozen=True)", '''class Odd(Inverse):
+    (
+        methods.check_resume,
+        "resumed, the result differs",
+        [
+            (
+                "@dataclass(frozen=True)",
+                '''class Odd(Inverse):
     """Counts its own steps where no checkpoint looks."""
 
     counts = None
@@ -70,7 +101,11 @@ BROKEN = [
         return {"data": super().losses(batch, progress)["data"] * (1 + (len(self.counts) % 7))}
 
 
-@dataclass(frozen=True)'''), ("problem = Inverse(", "problem = Odd(")]),
+@dataclass(frozen=True)''',
+            ),
+            ("problem = Inverse(", "problem = Odd("),
+        ],
+    ),
 ]
 
 
@@ -99,7 +134,9 @@ class Wrong(Field):
         return value, jacobian * (1.2 if self.how == "jacobian" else 1)
 
 
-@pytest.mark.parametrize(("how", "says"), [("batch", "batch of shape"), ("nan", "not finite"), ("jacobian", "finite differences"), ("closure", "deep copy")])
+@pytest.mark.parametrize(
+    ("how", "says"), [("batch", "batch of shape"), ("nan", "not finite"), ("jacobian", "finite differences"), ("closure", "deep copy")]
+)
 def test_broken_fields_are_caught(how: str, says: str) -> None:
     field = Wrong(Siren(width=16, depth=2), BOX, unit="HU", seed=0)
     check_field(field)
@@ -110,12 +147,15 @@ def test_broken_fields_are_caught(how: str, says: str) -> None:
         check_field(field)
 
 
-@pytest.mark.parametrize(("operator", "says"), [
-    (lambda f, at: f(at) ** 2, "not linear"),
-    (lambda f, at: f(at) - f(at).mean(0), "one by one"),
-    (lambda f, at: f(at) / 0, "not finite"),
-    (lambda f, at: f(at).detach() + 0 * f(at), "finite differences"),
-])
+@pytest.mark.parametrize(
+    ("operator", "says"),
+    [
+        (lambda f, at: f(at) ** 2, "not linear"),
+        (lambda f, at: f(at) - f(at).mean(0), "one by one"),
+        (lambda f, at: f(at) / 0, "not finite"),
+        (lambda f, at: f(at).detach() + 0 * f(at), "finite differences"),
+    ],
+)
 def test_broken_operators_are_caught(operator: Callable, says: str) -> None:
     x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)) * 20
     check_operator(lambda f, at: f(at), x)

@@ -218,8 +218,9 @@ def _common_grid(stacks: Sequence[Stack], spacing: float | None) -> Grid:
         lo, hi = np.maximum(lo, c.min(0)), np.minimum(hi, c.max(0))
     if (hi - lo < mm).any():
         a, b = stacks[0].name, stacks[-1].name
-        raise GeometryError(f"stacks '{a}' and '{b}' do not overlap in space" if len(stacks) > 1 else f"stack '{a}' is smaller than one output voxel",
-                            "were they acquired in one session? register them first, or check their headers")
+        if len(stacks) == 1:
+            raise GeometryError(f"stack '{a}' is smaller than one output voxel of {mm:g} mm", "choose a smaller --spacing")
+        raise GeometryError(f"stacks '{a}' and '{b}' do not overlap in space", "were they acquired in one session? register them first")
     shape = np.maximum(1, np.ceil((hi - lo) / mm - 1e-6)).astype(int)
     affine = np.eye(4)
     affine[:3, :3] = frame * mm

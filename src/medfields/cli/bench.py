@@ -5,8 +5,14 @@ from __future__ import annotations
 from tyro.conf import Positional
 
 
-def bench(family: Positional[str], tasks: tuple[str, ...] = (), methods: tuple[str, ...] = (), seeds: tuple[int, ...] = (0, 1, 2),
-          ablations: bool = True, again: bool = False) -> int:
+def bench(
+    family: Positional[str],
+    tasks: tuple[str, ...] = (),
+    methods: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    ablations: bool = True,
+    again: bool = False,
+) -> int:
     """Run what is missing of a bench and write RESULTS.md again; an interrupted bench goes on where it was.
 
     Args:

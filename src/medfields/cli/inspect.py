@@ -68,7 +68,8 @@ def method_of(what: str) -> str:
     try:
         return str(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))["method"])
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise FileError(f"{folder} is not a run folder: config.toml is missing or damaged", "give the .run folder beside the result") from error
+        message = f"{folder} is not a run folder: config.toml is missing or damaged"
+        raise FileError(message, "give the .run folder beside the result") from error
 
 
 def bibtex(entry: plugins.Entry) -> str:

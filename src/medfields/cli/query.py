@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 Gradient = Literal["magnitude", "vector"]
 
 
-def query(field: Positional[str], output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE")],
-          spacing: Annotated[float | None, tyro.conf.arg(metavar="MM", help_behavior_hint="")] = None,
-          like: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = "",
-          points: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = "",
-          gradient: Annotated[Gradient | None, tyro.conf.arg(metavar="{magnitude,vector}", help_behavior_hint="")] = None,
-          threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None) -> None:
+def query(
+    field: Positional[str],
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE")],
+    spacing: Annotated[float | None, tyro.conf.arg(metavar="MM", help_behavior_hint="")] = None,
+    like: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = "",
+    points: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = "",
+    gradient: Annotated[Gradient | None, tyro.conf.arg(metavar="{magnitude,vector}", help_behavior_hint="")] = None,
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None,
+) -> None:
     """Read a .field on a grid, or at points.
 
     Without --spacing, --like and --points the grid is the one the field was made on.
@@ -56,8 +59,10 @@ def query(field: Positional[str], output: Annotated[str, tyro.conf.arg(aliases=[
     grid = _grid(function, spacing, like)
     volume = evaluate(function, grid, gradient)
     write_volume(volume, output)
-    print(f"{output}  {' x '.join(map(str, grid.shape))} voxels of {' x '.join(f'{s:.3g}' for s in grid.spacing)} mm"
-          + (f", {volume.unit}" if volume.unit else ""))
+    print(
+        f"{output}  {' x '.join(map(str, grid.shape))} voxels of {' x '.join(f'{s:.3g}' for s in grid.spacing)} mm"
+        + (f", {volume.unit}" if volume.unit else "")
+    )
 
 
 def _grid(field: Field, spacing: float | None, like: str) -> Grid:
@@ -120,7 +125,9 @@ def _at_points(field: Field, points: Path, output: Path, gradient: Gradient | No
     with atomic(output) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow([*axes, *_names(field, gradient)])
-        table.writerows([*(f"{v:.10g}" for v in at), *(f"{v:.7g}" for v in value)] for at, value in zip(rows, _numbers(values), strict=True))
+        table.writerows(
+            [*(f"{v:.10g}" for v in at), *(f"{v:.7g}" for v in value)] for at, value in zip(rows, _numbers(values), strict=True)
+        )
     print(f"{output}  {len(rows)} points")
 
 

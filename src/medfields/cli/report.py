@@ -33,13 +33,20 @@ def report(folder: Positional[Path], truth: str = "") -> None:
         raise FileError(f"the run in {folder} is not finished", "run the same medfields command again: it goes on where it was")
     settings = facts.settings
     contrasts = [c.partition("=")[0] for c in settings.get("contrast", ())]
-    case = Stacks.read(facts.summary["stacks"], spacing=settings.get("spacing"), like=settings.get("like") or None, profile=settings["profile"],
-                       thickness=settings["thickness"], contrasts=contrasts)
+    case = Stacks.read(
+        facts.summary["stacks"],
+        spacing=settings.get("spacing"),
+        like=settings.get("like") or None,
+        profile=settings["profile"],
+        thickness=settings["thickness"],
+        contrasts=contrasts,
+    )
     volumes = [read_volume(path) for path in facts.summary["outputs"]]
     result = Volume(torch.cat([v.data for v in volumes]), volumes[0].grid, volumes[0].unit)
     sharp = read_volume(truth, channels=True).on(result.grid) if truth else None
     if sharp is not None and sharp.channels != result.channels:
-        raise InputError(f"the truth has {sharp.channels} channels, the result {result.channels}", "give one image with a channel for each contrast")
+        message = f"the truth has {sharp.channels} channels, the result {result.channels}"
+        raise InputError(message, "give one image with a channel for each contrast")
     scores = {facts.method: _scores(result, sharp)} if sharp is not None else None
     print(superres_page(case, result, folder, truth=sharp, metrics=scores))
 

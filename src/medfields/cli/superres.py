@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..space import Volume
 
 TASK = "superres"
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 QUIET = ""  # no "(default: ...)" where the default says nothing
 Name = Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint=QUIET)]
 File = Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint=QUIET)]
@@ -78,20 +79,33 @@ def superres(words: list[str]) -> None:
 
     use_threads(options.threads)
     start = time.monotonic()
-    case = Stacks.read(paths, spacing=options.spacing, like=options.like or None, profile=options.profile, thickness=options.thickness,
-                       contrasts=contrasts)
-    require_memory(16 * len(case.contrasts) * case.grid.size, f"an output of {' x '.join(map(str, case.grid.shape))} voxels",
-                   "choose a larger --spacing")
+    case = Stacks.read(
+        paths, spacing=options.spacing, like=options.like or None, profile=options.profile, thickness=options.thickness, contrasts=contrasts
+    )
+    require_memory(
+        16 * len(case.contrasts) * case.grid.size,
+        f"an output of {' x '.join(map(str, case.grid.shape))} voxels",
+        "choose a larger --spacing",
+    )
     for path in (*outputs.volumes(case.contrasts), outputs.field):
         check_writable(path)
-    with Run(outputs.run, seed=options.seed, device=options.device, seconds=options.seconds, listeners=[Terminal()],
-             config=resolved(options, method), data=case.fingerprint()) as run:
+    with Run(
+        outputs.run,
+        seed=options.seed,
+        device=options.device,
+        seconds=options.seconds,
+        listeners=[Terminal()],
+        config=resolved(options, method),
+        data=case.fingerprint(),
+    ) as run:
         result = method.solve(case, run)
         volume = _volume(result, case)
         field = _field(result, volume)
         field.grid, field.about = case.grid, {**field.about, **_about(options, method, case, run)}
         _write(outputs, case, volume, field)
-        summary = run.finish(stacks=[str(Path(p).resolve()) for p in paths], outputs=[str(p.resolve()) for p in outputs.volumes(case.contrasts)])
+        summary = run.finish(
+            stacks=[str(Path(p).resolve()) for p in paths], outputs=[str(p.resolve()) for p in outputs.volumes(case.contrasts)]
+        )
     from ..report import superres_page
 
     page = superres_page(case, volume, outputs.run)
@@ -120,12 +134,16 @@ def parse(words: list[str]) -> tuple[Options, Method]:
         raise InputError(f"the method '{name}' has hyper-parameters with names of the task: {', '.join(sorted(clash))}", "rename them")
     same = not given.method or plugins.find(given.method).path == entry.path  # the numbers of one method mean nothing to another
     default = from_table(method, hyper if same else {}, path)
-    flags = dataclasses.make_dataclass("Superres", [("hyper", Annotated[method, tyro.conf.arg(name="")], dataclasses.field(default=default))],
-                                       bases=(Options,), frozen=True)
+    flags = dataclasses.make_dataclass(
+        "Superres",
+        [("hyper", Annotated[method, tyro.conf.arg(name="")], dataclasses.field(default=default))],
+        bases=(Options,),
+        frozen=True,
+    )
     flags.__doc__ = f"{Options.__doc__}\n\nThe options of the method '{name}' ({entry.title}) follow those of the task."
     start = flags(**{**vars(given), "method": name}, hyper=default)
     chosen = tyro.cli(flags, args=words, prog=f"medfields {TASK}", default=start)
-    return Options(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(Options)}), chosen.hyper  # type: ignore[attr-defined]
+    return Options(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(Options)}), chosen.hyper
 
 
 def _inputs(options: Options) -> tuple[list[str], list[str]]:
@@ -158,11 +176,12 @@ class Outputs:
             raise InputError("there is no place for the result", "give -o iso.nii.gz")
         path = Path(options.output)
         as_folder = options.output.endswith("/") or path.is_dir()
-        ending = "" if as_folder else next((e for e in (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd") if path.name.lower().endswith(e)), None)
+        ending = "" if as_folder else next((e for e in ENDINGS if path.name.lower().endswith(e)), None)
         if ending is None:
-            raise InputError(f"'{path.name}' does not say its format", 'end it in .nii.gz, .nii, .nrrd or .mha, or in "/" for a DICOM series')
+            hint = 'end it in .nii.gz, .nii, .nrrd or .mha, or in "/" for a DICOM series'
+            raise InputError(f"'{path.name}' does not say its format", hint)
         stem = path.name[: len(path.name) - len(ending)]
-        return cls(path.parent, stem, path.name[len(stem):], Path(options.run) if options.run else path.parent / f"{stem}.run")
+        return cls(path.parent, stem, path.name[len(stem) :], Path(options.run) if options.run else path.parent / f"{stem}.run")
 
     @property
     def field(self) -> Path:
@@ -206,7 +225,7 @@ def _field(result: Field | Volume, volume: Volume) -> Field:
 
     field = Field(BSpline.on(volume.grid), volume.grid.box(), volume.channels, unit=volume.unit)
     with torch.no_grad():
-        field.net.coefficients.copy_(volume.data)  # type: ignore[operator, union-attr]
+        field.net.coefficients.copy_(volume.data)  # type: ignore[operator]
     return field
 
 
@@ -215,10 +234,21 @@ def _about(options: Options, method: Method, case: Stacks, run: Run) -> dict[str
     times, so that the same run gives the same bytes."""
     import torch
 
-    return {"method": options.method, "version": __version__, "paper": method.paper, "config": method.config(), "profile": options.profile,
-            "inputs": [{"name": s.name, "contrast": s.contrast, "thickness_mm": s.thickness, "sha256": s.volume.about.get("sha256", "")}
-                       for s in case.stacks],
-            "seed": options.seed, "torch": torch.__version__, "device": str(run.device), "intended_use": "research"}
+    return {
+        "method": options.method,
+        "version": __version__,
+        "paper": method.paper,
+        "config": method.config(),
+        "profile": options.profile,
+        "inputs": [
+            {"name": s.name, "contrast": s.contrast, "thickness_mm": s.thickness, "sha256": s.volume.about.get("sha256", "")}
+            for s in case.stacks
+        ],
+        "seed": options.seed,
+        "torch": torch.__version__,
+        "device": str(run.device),
+        "intended_use": "research",
+    }
 
 
 def _write(outputs: Outputs, case: Stacks, volume: Volume, field: Field) -> None:
@@ -234,7 +264,8 @@ def _summarise(outputs: Outputs, case: Stacks, options: Options, summary: dict[s
     """What was made, where it lies, how long it took."""
     size = f"{' x '.join(map(str, case.grid.shape))} voxels of {' x '.join(f'{s:.3g}' for s in case.grid.spacing)} mm"
     rows = [(str(path), size) for path in outputs.volumes(case.contrasts)]
-    rows += [(str(outputs.field), f"any spacing: medfields query {outputs.field} --spacing 0.5 -o fine.nii.gz"), (str(page), "open it in a browser")]
+    query = f"any spacing: medfields query {outputs.field} --spacing 0.5 -o fine.nii.gz"
+    rows += [(str(outputs.field), query), (str(page), "open it in a browser")]
     width = max(len(path) for path, _ in rows)
     for path, text in rows:
         print(f"{path:<{width}}  {text}")

@@ -35,10 +35,7 @@ def use_threads(n: int | None) -> None:
         return
     if not 1 <= n <= 4096:
         raise InputError(f"--threads must be at least 1, got {n}")
-    import numba
-
-    torch.set_num_threads(n)
-    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(n)  # the kernels follow torch
 
 
 def require_memory(size: int, what: str, hint: str) -> None:

@@ -10,16 +10,14 @@ the coordinates share out the points, the gradient to the table shares out the l
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
 from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
-import torch
 from torch import Tensor
 
+from . import memory
 from .dispatch import jit, use_threads
 from .grid_layout import GridLayout
 
@@ -224,30 +222,11 @@ def _flat(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().view(-1).numpy()
 
 
-_spare: OrderedDict[tuple[int, int], tuple[np.ndarray, weakref.ref]] = OrderedDict()
-
-
-def _gradient_buffer(rows: int, features: int) -> Tensor:
-    """An uninitialised [rows, features] tensor, in the memory of the last one of this size if no tensor uses that any more.
-
-    The system hands out large blocks page by page, 20 ms for 10^7 rows at every step; here that happens at the first step only. A tensor
-    made from an array keeps that array alive, whichever way it is viewed or detached, so the weak reference tells when memory is free.
-    """
-    memory, user = _spare.pop((rows, features), (None, None))
-    if memory is None or (user is not None and user() is not None):
-        memory = np.empty((rows, features), np.float32)
-    view = memory[:]
-    _spare[rows, features] = memory, weakref.ref(view)
-    if len(_spare) > 4:
-        _spare.popitem(last=False)
-    return torch.from_numpy(view)
-
-
 def forward(u01: Tensor, table: Tensor, layout: GridLayout, level_mask: Tensor) -> Tensor:
     """The encoding of `grid_encode_torch`, [N, L F]."""
     axes, features, *plan = _plan(layout)
     use_threads()
-    out = torch.empty(len(u01), layout.width)
+    out = memory.empty((len(u01), layout.width))
     _forward(axes, features, _flat(u01), _flat(table), *plan, _flat(level_mask), _flat(out))
     return out
 
@@ -255,7 +234,7 @@ def forward(u01: Tensor, table: Tensor, layout: GridLayout, level_mask: Tensor) 
 def table_gradient(u01: Tensor, grad: Tensor, layout: GridLayout, level_mask: Tensor) -> Tensor:
     """Transpose of the encoding in its table, [rows, F]."""
     axes, features, *plan = _plan(layout)
-    out = _gradient_buffer(layout.rows, layout.features)
+    out = memory.empty((layout.rows, layout.features))
     _table_gradient(axes, features, _flat(u01), _flat(grad), *plan, _flat(level_mask), use_threads(), _flat(out))
     return out
 
@@ -264,6 +243,6 @@ def point_gradient(u01: Tensor, table: Tensor, grad: Tensor, layout: GridLayout,
     """Gradient of sum(grad * encoding) in the coordinates, [N, D]; zero along axes where u lies outside [0, 1]."""
     axes, features, *plan = _plan(layout)
     use_threads()
-    out = torch.empty_like(u01, memory_format=torch.contiguous_format)
+    out = memory.empty(u01.shape)
     _point_gradient(axes, features, _flat(u01), _flat(table), _flat(grad), *plan, _flat(level_mask), _flat(out))
     return out

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UnknownName
+from . import memory
 
 POLICIES = ("fp32", "bf16")
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
@@ -86,9 +87,9 @@ def mlp_torch(x: Float[Tensor, "*N I"], weights: Sequence[Tensor], biases: Seque
     return F.linear(x, weights[-1], biases[-1])
 
 
-def _chunks(n: int, widths: Sequence[int]) -> Iterator[slice]:
+def _chunks(n: int, widths: Sequence[int]) -> list[slice]:
     size = max(512, _CHUNK // max(widths) // 512 * 512)
-    return (slice(a, a + size) for a in range(0, n, size))
+    return [slice(a, min(a + size, n)) for a in range(0, n, size)]
 
 
 class _ChunkedMLP(torch.autograd.Function):
@@ -98,15 +99,19 @@ class _ChunkedMLP(torch.autograd.Function):
     def forward(ctx: Any, activation: str, dtype: torch.dtype, training: bool, layers: int, x: Tensor, *parameters: Tensor) -> Tensor:
         weights, biases = parameters[:layers], parameters[layers:]
         work_w, work_b = [w.to(dtype) for w in weights[:-1]], [b.to(dtype) for b in biases[:-1]]
-        y = torch.empty(len(x), len(weights[-1]))
-        widths = [w.shape[0] for w in weights]
-        kept = [torch.empty(len(x), width, dtype=dtype) for width in widths[:-1]] if training else []
-        for part in _chunks(len(x), [x.shape[1], *widths]):
-            h = x[part].to(dtype)
-            for layer, (w, b) in enumerate(zip(work_w, work_b, strict=True)):
-                z = torch.addmm(b, h, w.t(), out=kept[layer][part]) if training else torch.addmm(b, h, w.t())
+        widths = [x.shape[1], *(w.shape[0] for w in weights)]
+        parts = _chunks(len(x), widths)
+        size = parts[0].stop
+        first, last = memory.empty((size, widths[0]), dtype), memory.empty((size, widths[-2]))
+        kept = [memory.empty((len(x) if training else size, width), dtype) for width in widths[1:-1]]
+        y = memory.empty((len(x), widths[-1]))
+        for part in parts:
+            n = part.stop - part.start
+            h = first[:n].copy_(x[part])
+            for w, b, keep in zip(work_w, work_b, kept, strict=True):
+                z = torch.addmm(b, h, w.t(), out=keep[part] if training else keep[:n])
                 h = z.relu_() if activation == "relu" else F.silu(z)
-            torch.addmm(biases[-1], h.float(), weights[-1].t(), out=y[part])
+            torch.addmm(biases[-1], last[:n].copy_(h), weights[-1].t(), out=y[part])
         ctx.save_for_backward(x, *parameters)
         ctx.kept, ctx.activation, ctx.dtype, ctx.layers = kept, activation, dtype, layers
         return y
@@ -114,30 +119,35 @@ class _ChunkedMLP(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        layers, relu = ctx.layers, ctx.activation == "relu"
-        needed = ctx.needs_input_grad[4:]
+        layers, relu, needed = ctx.layers, ctx.activation == "relu", ctx.needs_input_grad[4:]
         weights, biases = parameters[:layers], parameters[layers:]
         if torch.is_grad_enabled():  # create_graph=True: the gradient needs a graph of its own
             wanted = [t for t, need in zip((x, *parameters), needed, strict=True) if need]
             found = iter(torch.autograd.grad(mlp_torch(x, weights, biases, ctx.activation), wanted, grads[0], create_graph=True))
             return None, None, None, None, *(next(found) if need else None for need in needed)
-        work = [w.to(ctx.dtype) for w in weights]
-        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needed[0] else None
+        work, widths = [w.to(ctx.dtype) for w in weights], [x.shape[1], *(w.shape[0] for w in weights)]
+        parts = _chunks(len(x), widths)
+        first, *slopes = (memory.empty((parts[0].stop, width), ctx.dtype) for width in widths)
+        grad_x = memory.empty(x.shape) if needed[0] else None
         grad_w, grad_b = [torch.zeros_like(w) for w in weights], [torch.zeros_like(b) for b in biases]
-        for part in _chunks(len(x), [x.shape[1], *(w.shape[0] for w in weights)]):
-            g = grads[0][part].to(ctx.dtype)
+        for part in parts:
+            n = part.stop - part.start
+            g = slopes[-1][:n].copy_(grads[0][part])
             for layer in reversed(range(layers)):
-                below = ctx.kept[layer - 1][part] if layer else x[part].to(ctx.dtype)
+                below = ctx.kept[layer - 1][part] if layer else first[:n].copy_(x[part])
                 h = below if relu or not layer else F.silu(below)
                 if needed[1 + layer]:
                     grad_w[layer] += torch.mm(g.t(), h)
                 if needed[1 + layers + layer]:
                     grad_b[layer] += g.sum(0)
                 if layer:
-                    g = torch.mm(g, work[layer])
-                    g = torch.ops.aten.threshold_backward(g, h, 0) if relu else torch.ops.aten.silu_backward(g, below)
+                    g = torch.mm(g, work[layer], out=slopes[layer - 1][:n])
+                    if relu:
+                        torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
+                    else:
+                        torch.ops.aten.silu_backward.grad_input(g, below, grad_input=g)
                 elif grad_x is not None:
-                    grad_x[part] = torch.mm(g, work[0])
+                    grad_x[part] = torch.mm(g, work[0], out=first[:n])
         every: list[Tensor | None] = [grad_x, *grad_w, *grad_b]
         return None, None, None, None, *(t if need else None for need, t in zip(needed, every, strict=True))
 

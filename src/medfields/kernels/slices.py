@@ -113,11 +113,10 @@ def slice_scatter(y: Tensor, m: np.ndarray, t: np.ndarray, d: np.ndarray, z: np.
 def slice_gather_torch(c: Tensor, m: np.ndarray, t: np.ndarray, d: np.ndarray, z: np.ndarray, wz: np.ndarray, degree: int,
                        shape: tuple[int, int, int]) -> Tensor:
     """The plain twin of `slice_gather`, any device, differentiable in c; it visits one node of the profile at a time."""
-    like = {"dtype": c.dtype, "device": c.device}
-    axes = [torch.arange(n, **like) for n in shape]
-    v = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    index = v @ torch.as_tensor(m, **like).T + torch.as_tensor(t, **like)
-    total = torch.zeros(len(v), **like)
+    turn, shift, across = (torch.as_tensor(a).to(c) for a in (m, t, d))
+    axes = [torch.arange(n, dtype=c.dtype, device=c.device) for n in shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) @ turn.T + shift
+    total = torch.zeros_like(index[:, 0])
     for zq, wq in zip(z, wz, strict=True):
-        total = total + float(wq) * spline_values(c[None], index + float(zq) * torch.as_tensor(d, **like), degree)[:, 0]
+        total = total + float(wq) * spline_values(c[None], index + float(zq) * across, degree)[:, 0]
     return total.reshape(shape)

@@ -29,6 +29,8 @@ from ..space import Samples
 class CoarseToFine(Inverse):
     """Least squares on the stacks, total variation in mm between random pairs of points, and levels unlocked over time."""
 
+    size: Tensor
+
     def __init__(self, field: Field, case: Stacks, cfg: HashGrid):
         super().__init__(field, case.operator(cfg.nodes), case.samples(), cfg.samples, cfg.held_out)
         self.cfg, self.box, self.step = cfg, case.grid.box(), float(case.grid.spacing.min())
@@ -65,8 +67,8 @@ class HashGrid(Method):
 
     paper: ClassVar[str] = "doi:10.1145/3528223.3530127"
     task: ClassVar[str] = "superres"
-    tiny: ClassVar[dict[str, Any]] = {"net": MLP(GridEncoding(4, 2.0, 16.0, log2_table=10), width=16, depth=1), "steps": 20, "samples": 256, "nodes": 4,
-                                      "pairs": 64, "held_out": 0.1}
+    tiny: ClassVar[dict[str, Any]] = {"net": MLP(GridEncoding(4, 2.0, 16.0, log2_table=10), width=16, depth=1), "steps": 20,
+                                      "samples": 256, "nodes": 4, "pairs": 64, "held_out": 0.1}
 
     net: MLP = MLP(GridEncoding(levels=12, finest_mm=1.0, coarsest_mm=32.0, log2_table=19), width=64, depth=2)
     steps: int = 2000

@@ -103,9 +103,8 @@ class Factor:
 
     def apply(self, c: Tensor, d: int) -> Tensor:
         """The matrix along dimension d."""
-        rows, columns = self.matrix.shape
         if self.cut is not None:
-            return c.narrow(d, self.cut, rows)
+            return c.narrow(d, self.cut, len(self.matrix))
         return torch.tensordot(self.matrix.to(c), c, dims=([1], [d])).movedim(0, d)
 
     def adjoint(self, y: Tensor, d: int) -> Tensor:
@@ -121,8 +120,9 @@ class SliceOperator:
     """The exact matrix A from B-spline coefficients on a lattice to the voxels of a stack.
 
     Only stack voxels whose whole profile lies inside the lattice count: `block` cuts the part of the stack that holds
-    them, and rows of A for other voxels of the block are zero (`inside` tells). Where stack and lattice axes are parallel, A is a product of three small matrices, one an axis, with the
-    profile integrated at 32 points a lattice step; otherwise the kernel walks the voxels with 16 nodes each.
+    them, and rows of A for other voxels of the block are zero (`inside` tells). Where stack and lattice axes are parallel, A
+    is a product of three small matrices, one an axis, with the profile integrated at 32 points a lattice step; otherwise the
+    kernel walks the voxels with 16 nodes each.
 
     Args:
         lattice: where the coefficients lie.
@@ -221,12 +221,12 @@ class _Linear(torch.autograd.Function):
 def _inside(lattice: Grid, stack: Grid, axis: int, reach: float) -> tuple[tuple[slice, slice, slice], np.ndarray]:
     """The smallest block of the stack that holds every voxel whose profile stays inside the lattice, and which those are."""
     end = reach * stack.directions[:, axis]
-    inside = np.empty(stack.shape, bool)
+    inside: np.ndarray = np.empty(stack.shape, bool)
     top = np.array(lattice.shape) - 0.5 + 1e-3
     for a in range(stack.shape[0]):
         x = stack.world(np.stack(np.meshgrid(a, np.arange(stack.shape[1]), np.arange(stack.shape[2]), indexing="ij"), -1))
         ends = lattice.index(np.stack([x - end, x + end]))
-        inside[a] = ((ends >= -0.5 - 1e-3) & (ends <= top)).all((0, -1))[0]
+        inside[a] = np.all((ends >= -0.5 - 1e-3) & (ends <= top), axis=(0, -1))[0]
     if not inside.any():
         raise GeometryError("no voxel of a stack lies inside the output grid with its whole slice thickness",
                             "widen the output grid, or check the headers")

@@ -82,7 +82,9 @@ def write_report(path: Path, page: Page) -> Path:
     Raises:
         OutputError: if the file cannot be written.
     """
-    environment = Environment(loader=PackageLoader("medfields", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("medfields", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     text = environment.get_template("template.html").render(page=page, table=table_cells(page.table))
     with atomic(path) as part:
         Path(part).write_text(text, encoding="utf-8")
@@ -103,7 +105,9 @@ def table_cells(table: Mapping[str, Mapping[str, float | str]]) -> tuple[list[st
         numbers = [v for row in table.values() if isinstance(v := row.get(column), (int, float)) and math.isfinite(v)]
         if len(numbers) > 1 and (pick := _better(column)) is not None:
             best[column] = pick(numbers)
-    digits = {c: _digits([abs(v) for row in table.values() if isinstance(v := row.get(c), (int, float)) and math.isfinite(v)]) for c in columns}
+    digits = {
+        c: _digits([abs(v) for row in table.values() if isinstance(v := row.get(c), (int, float)) and math.isfinite(v)]) for c in columns
+    }
     rows = [(name, [_cell(row.get(c, "–"), digits[c], best.get(c)) for c in columns]) for name, row in table.items()]
     return columns, rows
 
@@ -132,7 +136,7 @@ def number(value: float | str) -> str:
         return str(value)
     if value == 0 or isinstance(value, int):
         return str(int(value))
-    return f"{value:.0f}" if size >= 1000 else f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 1 else f"{value:.4f}" if size >= 1e-3 else f"{value:.2g}"
+    return f"{value:.{_digits([size])}f}" if size >= 1e-3 else f"{value:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,8 @@ LAYOUT = (
     ("sagittal", (1, "A", "P"), (2, "S", "I")),
 )
 BARS_MM = (1, 2, 5, 10, 20, 50, 100)
-DIVERGING = np.array([[0, 70, 140], [88, 164, 214], [24, 26, 30], [240, 150, 92], [178, 34, 34]], dtype=float)  # dark middle: no error is black
+# blue, black, red: no error is dark
+DIVERGING = np.array([[0, 70, 140], [88, 164, 214], [24, 26, 30], [240, 150, 92], [178, 34, 34]], dtype=float)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ def brightness_centre(volume: Volume, channel: int = 0) -> np.ndarray:
     weight = np.clip(data - np.percentile(data, 50), 0, None)
     if weight.sum() <= 0:
         return (np.array(data.shape) - 1) / 2
-    return np.array([(weight.sum(tuple(b for b in range(3) if b != a)) * np.arange(n)).sum() / weight.sum() for a, n in enumerate(data.shape)])
+    return np.array(
+        [(weight.sum(tuple(b for b in range(3) if b != a)) * np.arange(n)).sum() / weight.sum() for a, n in enumerate(data.shape)]
+    )
 
 
 def window(volume: Volume, channel: int = 0) -> tuple[float, float]:
@@ -131,8 +134,10 @@ def png(pixels: np.ndarray, least: int = 1) -> str:
     up = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))  # PNG filter 2, "up": repeated rows become zeros
     raw = np.concatenate([np.full((height, 1), 2, np.uint8), up], 1).tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
-    chunks = b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-                      for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b"")))
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b""))
+    )
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunks).decode()
 
 
@@ -164,14 +169,17 @@ def curves(series: dict[str, list[tuple[float, float]]], width: int = 560, heigh
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="loss curves">']
     for value in _log_ticks(y0, y1):
         y = py(math.log10(value))
-        parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                     f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        parts.append(
+            f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+        )
     for i, anchor in enumerate(("start", "middle", "end")):
         x = x0 + (x1 - x0) * i / 2
         parts.append(f'<text class="tick" x="{px(x):.1f}" y="{bottom + 20}" text-anchor="{anchor}">{x:.0f}</text>')
-    for n, (name, points) in enumerate(lines.items()):
+    for n, points in enumerate(lines.values()):
         path = " ".join(f"{px(x):.1f},{py(math.log10(y)):.1f}" for x, y in points)
-        shape = f'<polyline points="{path}"/>' if len(points) > 1 else f'<circle cx="{px(points[0][0]):.1f}" cy="{py(math.log10(points[0][1])):.1f}" r="3"/>'
+        cx, cy = path.split(" ")[0].split(",")
+        shape = f'<polyline points="{path}"/>' if len(points) > 1 else f'<circle cx="{cx}" cy="{cy}" r="3"/>'
         parts.append(f'<g class="line c{n % 6}">{shape}</g>')
     return Markup("".join([*parts, "</svg>"]))
 

@@ -38,8 +38,13 @@ class RunFolder:
             raise FileError(f"there is no run folder {folder}", "it lies beside the result and ends in .run")
         try:
             text = _text(folder / "config.toml")
-            return cls(text, tomllib.loads(text), json.loads(_text(folder / "env.json") or "{}"),
-                       json.loads(_text(folder / "summary.json") or "{}"), Curves.read(folder / "log.jsonl"))
+            return cls(
+                text,
+                tomllib.loads(text),
+                json.loads(_text(folder / "env.json") or "{}"),
+                json.loads(_text(folder / "summary.json") or "{}"),
+                Curves.read(folder / "log.jsonl"),
+            )
         except (OSError, ValueError) as error:  # both TOML and JSON report damage as a ValueError
             raise FileError(f"the run folder {folder} is damaged: {error}") from error
 
@@ -62,8 +67,15 @@ class RunFolder:
             return {}
         entry = plugins.find(given)
         card = Card.parse(entry.doc)
-        parts = {"Method": f"{entry.name}: {card.line}", "About": card.body, "Paper": entry.paper, "Fidelity": card.fidelity or entry.fidelity,
-                 "Deviations": card.deviations, "Licence": card.licence, "Use when": card.use_when}
+        parts = {
+            "Method": f"{entry.name}: {card.line}",
+            "About": card.body,
+            "Paper": entry.paper,
+            "Fidelity": card.fidelity or entry.fidelity,
+            "Deviations": card.deviations,
+            "Licence": card.licence,
+            "Use when": card.use_when,
+        }
         return {name: text for name, text in parts.items() if text}
 
     def charts(self) -> list[Chart]:
@@ -78,9 +90,15 @@ class RunFolder:
 
     def tables(self) -> dict[str, dict[str, str]]:
         """Times, findings and versions, each as name -> text."""
-        times = {curve.stage: f"{duration(curve.seconds[-1])}, {curve.steps[-1]} steps" for curve in self.log.stages.values() if curve.seconds}
+        times = {
+            curve.stage: f"{duration(curve.seconds[-1])}, {curve.steps[-1]} steps" for curve in self.log.stages.values() if curve.seconds
+        }
         notes = {key: _say(value) for note in self.log.notes for key, value in note.items() if key != "message"}
-        tables = {"Time": times, "Found during the run": notes, "Versions and machine": {k: _say(v) for k, v in self.env.items() if v != ""}}
+        tables = {
+            "Time": times,
+            "Found during the run": notes,
+            "Versions and machine": {k: _say(v) for k, v in self.env.items() if v != ""},
+        }
         return {heading: rows for heading, rows in tables.items() if rows}
 
 

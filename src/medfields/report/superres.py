@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     from ..solve import Run
 
 COLUMNS = {"psnr": "PSNR, dB", "ssim": "SSIM", "nrmse": "NRMSE", "seconds": "time, s"}
+THREE_PLANES = "All pictures share one intensity window. Acquired slices are shown as the blocks they are; R is the patient's right."
+ERRORS = "Result minus truth, all on one scale: black is no error, blue too dark, red too bright."
 BLOCKS = 720  # pixels: acquired voxels are drawn large enough to keep their edges
+Metrics = Mapping[str, Mapping[str, float]]
 WORDS = ("no", "one", "two", "three", "four", "five", "six")
 
 
-def superres_page(case: Stacks, result: Volume, run: Run | Path, truth: Volume | None = None, rivals: Mapping[str, Volume] | None = None,
-                  metrics: Mapping[str, Mapping[str, float]] | None = None) -> Path:
+def superres_page(
+    case: Stacks,
+    result: Volume,
+    run: Run | Path,
+    truth: Volume | None = None,
+    rivals: Mapping[str, Volume] | None = None,
+    metrics: Metrics | None = None,
+) -> Path:
     """Write `report.html` into the run folder.
 
     Args:
@@ -64,8 +73,10 @@ def superres_page(case: Stacks, result: Volume, run: Run | Path, truth: Volume |
         charts=facts.charts(),
         card=facts.card(),
         config=facts.config,
-        facts={"Input": {s.name or f"stack {n + 1}": f"{_size(s.volume)}, {s.thickness:.3g} mm slices" for n, s in enumerate(case.stacks)},
-               **facts.tables()},
+        facts={
+            "Input": {s.name or f"stack {n + 1}": f"{_size(s.volume)}, {s.thickness:.3g} mm slices" for n, s in enumerate(case.stacks)},
+            **facts.tables(),
+        },
     )
     return write_report(folder / "report.html", page)
 
@@ -90,29 +101,35 @@ def _thickness(case: Stacks) -> str:
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g}–{values[-1]:g}"
 
 
-def _best_other(ours: str, metrics: Mapping[str, Mapping[str, float]]) -> tuple[str, float] | None:
+def _best_other(ours: str, metrics: Metrics) -> tuple[str, float] | None:
     others = {name: row["psnr"] for name, row in metrics.items() if name != ours and "psnr" in row}
     return max(others.items(), key=lambda item: item[1]) if others else None
 
 
-def _verdict(case: Stacks, ours: str, result: Volume, seconds: float | None, metrics: Mapping[str, Mapping[str, float]], truth: bool) -> str:
-    text = f"{_count(len(case.stacks), 'stack').capitalize()} of {_thickness(case)} mm slices became one volume of {_spacing(result)} mm voxels"
+def _verdict(case: Stacks, ours: str, result: Volume, seconds: float | None, metrics: Metrics, truth: bool) -> str:
+    stacks = _count(len(case.stacks), "stack").capitalize()
+    text = f"{stacks} of {_thickness(case)} mm slices became one volume of {_spacing(result)} mm voxels"
     text += f" in {duration(seconds)}." if seconds else "."
     score, other = metrics.get(ours, {}).get("psnr"), _best_other(ours, metrics)
     if score is not None and other is not None:
         gain = score - other[1]
-        text += f" Against the truth it reaches {score:.2f} dB, {abs(gain):.2f} dB {'above' if gain >= 0 else 'below'} {other[0]}, the best of the others here."
+        against = f"{abs(gain):.2f} dB {'above' if gain >= 0 else 'below'} {other[0]}, the best of the others here"
+        text += f" Against the truth it reaches {score:.2f} dB, {against}."
     elif not truth:
         text += " No truth is known for these data: judge it against the acquired slices."
     return text
 
 
-def _tiles(case: Stacks, ours: str, result: Volume, seconds: float | None, metrics: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, str]]:
+def _tiles(case: Stacks, ours: str, result: Volume, seconds: float | None, metrics: Metrics) -> list[tuple[str, str, str]]:
     row, other = metrics.get(ours, {}), _best_other(ours, metrics)
-    tiles = [("Slices in", f"{_thickness(case)} mm", _count(len(case.stacks), "stack")),
-             ("Voxels out", f"{_spacing(result)} mm", " × ".join(map(str, result.grid.shape)))]
+    tiles = [
+        ("Slices in", f"{_thickness(case)} mm", _count(len(case.stacks), "stack")),
+        ("Voxels out", f"{_spacing(result)} mm", " × ".join(map(str, result.grid.shape))),
+    ]
     if "psnr" in row:
-        tiles.append(("PSNR", f"{row['psnr']:.2f} dB", f"{row['psnr'] - other[1]:+.2f} dB against {other[0]}".replace("-", "−", 1) if other else ""))
+        tiles.append(
+            ("PSNR", f"{row['psnr']:.2f} dB", f"{row['psnr'] - other[1]:+.2f} dB against {other[0]}".replace("-", "−", 1) if other else "")
+        )
     if "ssim" in row:
         tiles.append(("SSIM", number(row["ssim"]), ""))
     return [*tiles, ("Time", duration(seconds), "")] if seconds else tiles
@@ -142,24 +159,53 @@ def _picture(volume: Volume, plane: pictures.Plane, channel: int, low: float, hi
     return Picture(pictures.png(pictures.gray(values, low, high), least), f"{plane.name} plane of {what}", plane)
 
 
-def _figures(case: Stacks, contrast: str, channel: int, ours: str, result: Volume, truth: Volume | None, rivals: Mapping[str, Volume]) -> list[Figure]:
+def _figures(
+    case: Stacks, contrast: str, channel: int, ours: str, result: Volume, truth: Volume | None, rivals: Mapping[str, Volume]
+) -> list[Figure]:
     """The planes of every volume side by side, and, where the truth is known, of every error."""
     reference = truth or result
     low, high = pictures.window(reference, channel)
     planes = pictures.planes(result.grid, pictures.brightness_centre(reference, channel))
     solved = {**rivals, ours: result}
     shown = {**solved, **({"truth": truth} if truth else {})}
-    rows = [(plane.name, [*(_picture(s.volume, plane, 0, low, high, s.name, nearest=True) for s in case.stacks),
-                          *(_picture(v, plane, channel, low, high, name) for name, v in shown.items())]) for plane in planes]
+    rows = [
+        (
+            plane.name,
+            [
+                *(_picture(s.volume, plane, 0, low, high, s.name, nearest=True) for s in case.stacks),
+                *(_picture(v, plane, channel, low, high, name) for name, v in shown.items()),
+            ],
+        )
+        for plane in planes
+    ]
     of = f" of {contrast}" if contrast else ""
     inputs = [f"{s.name or f'stack {n + 1}'}, as acquired" for n, s in enumerate(case.stacks)]
-    figures = [Figure(f"Three planes{of}", "All pictures share one intensity window. Acquired slices are shown as the blocks they are; R is the patient's right.",
-                      [*inputs, *shown], rows)]
+    figures = [Figure(f"Three planes{of}", THREE_PLANES, [*inputs, *shown], rows)]
     if truth is not None:
-        errors = {name: [pictures.read_plane(v, p, channel) - pictures.read_plane(truth, p, channel) for p in planes] for name, v in solved.items()}
+        errors = {
+            name: [pictures.read_plane(v, p, channel) - pictures.read_plane(truth, p, channel) for p in planes]
+            for name, v in solved.items()
+        }
         top = float(np.nanpercentile(np.abs(np.concatenate([e.ravel() for maps in errors.values() for e in maps])), 99.5)) or 1.0
-        error_rows = [(plane.name, [Picture(pictures.png(pictures.diverging(maps[n], top), BLOCKS // 2), f"{plane.name} error of {name}", plane, letters=False)
-                                    for name, maps in errors.items()]) for n, plane in enumerate(planes)]
-        figures.append(Figure(f"Error against the truth{of}", "Result minus truth, all on one scale: black is no error, blue too dark, red too bright.",
-                              list(errors), error_rows, (pictures.colour_bar(), f"−{number(top)}", f"+{number(top)}", result.unit or "(image intensity)")))
+        error_rows = [
+            (
+                plane.name,
+                [
+                    Picture(
+                        pictures.png(pictures.diverging(maps[n], top), BLOCKS // 2), f"{plane.name} error of {name}", plane, letters=False
+                    )
+                    for name, maps in errors.items()
+                ],
+            )
+            for n, plane in enumerate(planes)
+        ]
+        figures.append(
+            Figure(
+                f"Error against the truth{of}",
+                ERRORS,
+                list(errors),
+                error_rows,
+                (pictures.colour_bar(), f"−{number(top)}", f"+{number(top)}", result.unit or "(image intensity)"),
+            )
+        )
     return figures

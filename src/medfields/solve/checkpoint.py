@@ -124,8 +124,12 @@ def load_optimiser_state(optimiser: torch.optim.Optimizer, tensors: Mapping[str,
     for name, value in {**tensors, **numbers}.items():
         i, _, key = name.partition("/")
         p = parameters[int(i)]
-        on_device = isinstance(value, Tensor) and (value.ndim > 0 or fused)
-        optimiser.state[p][key] = value.to(p.device) if on_device else value
+        if isinstance(value, Tensor) and value.shape == p.shape and value.ndim:
+            # With the strides of the parameter: fused optimisers walk through the memory of both in one order.
+            optimiser.state[p][key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+        else:
+            on_device = isinstance(value, Tensor) and (value.ndim > 0 or fused)
+            optimiser.state[p][key] = value.to(p.device) if on_device else value
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:

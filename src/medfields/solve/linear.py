@@ -115,6 +115,34 @@ class SliceSystem:
         out = self.adjoint(self.apply(c)) + near * c
         return out + smooth * gradient_adjoint(gradient(c)) if smooth else out
 
+    def noise(self) -> float:
+        """Standard deviation of the measurements' noise, in units of `y`.
+
+        The median of |I * N| over bright voxels, N = [1 -2 1]^T [1 -2 1] in the plane of the slices (Immerkaer, CVIU 1996, with a
+        median for robustness): N takes away whatever is linear along a row or a column.
+        """
+        responses = []
+        for y, stack in zip(self.y, self.case.stacks, strict=True):
+            a, b = (d for d in range(3) if d != stack.axis)
+            if min(y.shape[a], y.shape[b]) < 3:
+                continue
+            second = y
+            for d in (a, b):
+                n = y.shape[d] - 2
+                second = second.narrow(d, 0, n) - 2 * second.narrow(d, 1, n) + second.narrow(d, 2, n)
+            bright = y.narrow(a, 1, y.shape[a] - 2).narrow(b, 1, y.shape[b] - 2) > 0.25
+            responses.append(second[bright].abs())
+        values = torch.cat(responses) if responses else torch.zeros(1)
+        return float(values.median() / (0.6745 * 6)) if len(values) else 0.0
+
+    def covered(self) -> Tensor:
+        """Lattice points [I, J, K] that every stack sees, bool; all of them if there are none."""
+        seen = torch.ones(self.lattice.shape, dtype=torch.bool, device=self.y[0].device)
+        for o in self.operators:
+            share = o.adjoint(torch.ones(o.shape, device=seen.device))
+            seen &= share > 0.5 * share[share > 1e-3].median()
+        return seen if seen.any() else ~seen
+
     def solver(self, smooth: float, near: float = 0.0, steps: int = 8) -> Callable[[Tensor, Tensor], Tensor]:
         """A function (b, start) -> (A^T A + smooth D^T D + near)^-1 b, by at most `steps` of preconditioned conjugate gradients."""
         normal, guess = partial(self.normal, smooth=smooth, near=near), self.preconditioner(smooth, near)

@@ -85,6 +85,7 @@ class Inverse(Problem):
     """
 
     memory = "n, the number of samples in a step"
+    field: Any  # as given: methods get their own type back from `run.fit(...).field`
 
     def __init__(self, field: nn.Module, operator: Callable[..., Tensor], samples: Samples, n: int, held_out: float = 0.0):
         super().__init__()
@@ -103,10 +104,10 @@ class Inverse(Problem):
         self.train_on = Measured(samples[order[kept:]] if kept else samples)
         self.test_on = Measured(samples[order[:kept]]) if kept else None
 
-    def batch(self, rng: torch.Generator) -> Samples:
+    def batch(self, rng: torch.Generator) -> Any:
         return self.train_on.draw(self.n, rng)
 
-    def losses(self, batch: Samples, progress: float) -> dict[str, Tensor]:
+    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
         return {"data": mse(self.operator(self.field, batch.at), batch.value, batch.weight)}
 
     @torch.no_grad()

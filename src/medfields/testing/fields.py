@@ -56,8 +56,9 @@ def _check_derivatives(field: Field, x: torch.Tensor) -> None:
         stated = jacobian @ direction
         # The best step differs from spec to spec, and piecewise ones bend at a few points: the median must agree for one step.
         errors = [float((s - stated).abs().median()) for s in slopes]
-    assert min(errors) <= 0.03 * float(stated.abs().median()) + 1e-4 * float(value.detach().std() + 1e-6), \
+    assert min(errors) <= 0.03 * float(stated.abs().median()) + 1e-4 * float(value.detach().std() + 1e-6), (
         f"the Jacobian disagrees with finite differences: median error {min(errors):.3g} of slopes of {float(stated.abs().median()):.3g}"
+    )
 
 
 def _check_grid(field: Field, scale: float) -> None:
@@ -65,7 +66,7 @@ def _check_grid(field: Field, scale: float) -> None:
     grid = Grid.from_spacing((4, 5, 3), (side / 8).tolist(), origin=(field.box.centre - side / 8).tolist())
     with torch.no_grad():
         direct = field(grid.points(field.centre.device)).movedim(-1, 0).cpu()
-    assert _close(field.on(grid, chunk=16).volume().data, direct, scale), "field.on(grid) differs from calling the field at the voxel centres"
+    assert _close(field.on(grid, chunk=16).volume().data, direct, scale), "field.on(grid) differs from the field at the voxel centres"
 
 
 def _check_file(field: Field, x: torch.Tensor) -> None:

@@ -65,7 +65,7 @@ def check_card(method: type[Method]) -> None:
     if method.fidelity in ("published", "interpreted"):
         wanted |= {"Deviations": card.deviations, "Fidelity": card.fidelity}
     missing = [label for label, text in wanted.items() if not text]
-    assert not missing, f"the card lacks {', '.join(f'{label}:' for label in missing)} (labels at the start of a line of the file's docstring)"
+    assert not missing, f"the card lacks {', '.join(f'{label}:' for label in missing)} each begins a line of the file's docstring"
     assert len(card.line) <= 140, f"the first line of the card has {len(card.line)} characters; `medfields list` has room for 140"
 
 
@@ -75,7 +75,9 @@ def check_file(method: type[Method]) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MOST_LINES, f"{path.name} has {len(text.splitlines())} lines, the limit is {MOST_LINES}"
     for node in ast.walk(ast.parse(text)):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        names = [a.name for a in node.names]
         if isinstance(node, ast.ImportFrom):
             names = [f"{'.' * node.level}{node.module or ''}"]
             beside = node.level == 1 and "medfields" in path.parts
@@ -148,12 +150,19 @@ def check_resume(method: type[Method]) -> None:
                 result = _solve(method, case, Path(folder) / "killed")
         again = _values(result, case)
     apart = float((again - whole).abs().max())
-    assert torch.equal(again, whole), (f"killed in {', '.join(sorted(spared))} and resumed, the result differs by up to {apart:.3g}: what changes "
-                                       "must be in parameters or buffers")
+    hint = "what changes must be in parameters or buffers"
+    assert torch.equal(again, whole), f"killed in {', '.join(sorted(spared))} and resumed, the result differs by up to {apart:.3g}: {hint}"
 
 
 METHOD_CHECKS: tuple[Callable[[type[Method]], None], ...] = (
-    check_card, check_file, check_hyper_parameters, check_result, check_file_of_result, check_same_seed_same_bytes, check_resume)
+    check_card,
+    check_file,
+    check_hyper_parameters,
+    check_result,
+    check_file_of_result,
+    check_same_seed_same_bytes,
+    check_resume,
+)
 
 
 def _cases(method: type[Method], seed: int = 0) -> list[Any]:

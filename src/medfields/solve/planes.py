@@ -1,0 +1,102 @@
+"""Learning plane by plane: a small network that corrects volumes, taught with pairs of volumes.
+
+Two-dimensional planes are where thick slices lose detail and where a subject's own sharp slices can teach; a plane network sees
+as far as a three-dimensional one for a tenth of the work.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from ..losses import mse
+from .problem import Problem
+
+Axes = tuple[int, int]
+
+
+class PlaneNet(nn.Module):
+    """Three neighbouring planes -> the middle one, corrected. Works on 2 x 2 pixel blocks, which doubles what it sees for the price."""
+
+    def __init__(self, width: int, depth: int):
+        super().__init__()
+        sizes = [12] + [width] * depth
+        layers = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.LeakyReLU(0.1)) for a, b in itertools.pairwise(sizes)]
+        last = nn.Conv2d(width, 4, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(*layers, last)
+        self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+
+    def forward(self, planes: Tensor) -> Tensor:
+        blocks = nn.functional.pixel_unshuffle(planes, 2).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(planes.device.type, torch.bfloat16):
+            correction = self.layers(blocks)
+        return planes[:, 1:2] + nn.functional.pixel_shuffle(correction.float(), 2)
+
+
+class PlanePairs(Problem):
+    """Random patches of pairs (reconstruction, truth) of volumes [P, I, J, K], in planes of given axes, where stacks saw something."""
+
+    memory = "patches, the number of patches in a step"
+    seen: Tensor
+    truth: Tensor
+    covered: Tensor
+
+    def __init__(self, net: PlaneNet, seen: Tensor, truth: Tensor, covered: Tensor, planes: list[Axes], patches: int, patch: int):
+        super().__init__()
+        self.net, self.planes, self.patches = net, planes, patches
+        self.register_buffer("seen", seen, persistent=False)
+        self.register_buffer("truth", truth, persistent=False)
+        self.register_buffer("covered", covered.float(), persistent=False)
+        self.patch = min(patch, *(n // 2 * 2 for n in seen.shape[1:]))
+
+    def batch(self, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        seen, truth, weight = [], [], []
+        for r in torch.rand(self.patches, 8, generator=rng, device=rng.device).tolist():
+            a, b = self.planes[int(r[0] * len(self.planes))]
+            across, p = 3 - a - b, int(r[1] * len(self.seen))
+            start = [0, 0, 0]
+            for axis, at, span in ((a, r[2], self.patch), (b, r[3], self.patch), (across, r[4], 3)):
+                start[axis] = int(at * (self.seen.shape[axis + 1] - span + 1))
+            size = [3 if axis == across else self.patch for axis in range(3)]
+            cut = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
+            flips = [d for d, f in ((0, r[5]), (1, r[6]), (2, r[7])) if f < 0.5]
+            x, y, w = (v[cut].permute(across, a, b).flip(flips) for v in (self.seen[p], self.truth[p], self.covered))
+            seen.append(x)
+            truth.append(y[1])
+            weight.append(w[1])
+        return torch.stack(seen), torch.stack(truth), torch.stack(weight)
+
+    def losses(self, batch: tuple[Tensor, Tensor, Tensor], progress: float) -> dict[str, Tensor]:
+        seen, truth, weight = batch
+        return {"planes": mse(self.net(seen).flatten()[:, None], truth.flatten()[:, None], weight.flatten())}
+
+
+@torch.no_grad()
+def corrected(net: PlaneNet, volume: Tensor, planes: list[Axes]) -> Tensor:
+    """The network on all planes of a volume [I, J, K], averaged over directions and mirror images."""
+    total = torch.zeros_like(volume)
+    for a, b in planes:
+        across = 3 - a - b
+        stack = volume.permute(across, a, b)
+        near = torch.stack([stack[:1], stack[-1:]])
+        x = torch.cat([near[0], stack, near[1]]).unfold(0, 3, 1).movedim(-1, 1)
+        odd = (0, stack.shape[2] % 2, 0, stack.shape[1] % 2)
+        for flips in ((), (2,), (3,), (2, 3)):
+            out = torch.cat([net(nn.functional.pad(part, odd, mode="replicate").flip(flips)).flip(flips) for part in x.split(16)])
+            back = out[:, 0, : stack.shape[1], : stack.shape[2]]
+            total += back.permute(*[(across, a, b).index(axis) for axis in range(3)])
+    return total / (4 * len(planes))
+
+
+def fitted(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Cut to, or continued by mirror images to, a shape."""
+    for d, n in enumerate(shape):
+        have = volume.shape[d]
+        volume = volume.narrow(d, (have - n) // 2, n) if have >= n else volume
+        while volume.shape[d] < n:
+            more = min(n - volume.shape[d], volume.shape[d])
+            volume = torch.cat([volume, volume.narrow(d, volume.shape[d] - more, more).flip(d)], d)
+    return volume.contiguous()
