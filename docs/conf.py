@@ -13,5 +13,4 @@ html_title = "medfields"
 exclude_patterns = ["_build"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
-autodoc_mock_imports: list[str] = []
-suppress_warnings = ["myst.xref_missing"]  # README links to files of the repository
+suppress_warnings = ["myst.xref_missing", "docutils"]  # links to files of the repository; "[*batch, 3]" is no emphasis

@@ -6,6 +6,7 @@ Publish no face: run the demo with `--head average` for this picture.
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import matplotlib
@@ -36,9 +37,10 @@ def main(folder: Path, out: Path) -> None:
     """Stacks, cubic interpolation, the result and the truth, in one plane, and a part of it larger."""
     truth, result = read_volume(folder / "truth.nii.gz"), read_volume(folder / "iso.nii.gz")
     paths = [folder / "axial.nii.gz", folder / "sagittal.nii.gz"]
+    method = tomllib.loads((folder / "iso.run/config.toml").read_text(encoding="utf-8"))["method"]
     cubic = solve(plugins.load("cubic-mean")(), Stacks.read(paths, spacing=1.0), Run())
     panels = {f"{p.name.split('.')[0]} stack, 5 mm": nearest(read_volume(p), truth) for p in paths}
-    panels |= {"mean of cubics": cubic.data[0].numpy(), "medfields": result.data[0].numpy(), "truth, 1 mm": truth.data[0].numpy()}
+    panels |= {"mean of cubics": cubic.data[0].numpy(), f"medfields ({method})": result.data[0].numpy(), "truth, 1 mm": truth.data[0].numpy()}
     low, high = np.percentile(truth.data[0].numpy(), [0.5, 99.8])
     size = truth.grid.shape[0]
     part = slice(size // 8, size // 8 + size // 2)

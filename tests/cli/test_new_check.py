@@ -29,11 +29,10 @@ def test_new_refuses_bad_names_and_existing_files(medfields, tmp_path: Path) -> 
 def test_check_names_what_is_broken(medfields, tmp_path: Path) -> None:
     medfields("new", "my-idea")
     file = tmp_path / "my_idea.py"
-    file.write_text(
-        file.read_text().replace("        offset, scale =", "        import torch\n        torch.seed()\n        offset, scale =")
-    )
+    start = "        offset, scale ="
+    text = file.read_text().replace("Use when:", "Some day:")
+    file.write_text(text.replace(start, f"        __import__('torch').seed()\n{start}"))
     said = medfields("check", "./my_idea.py")
-    assert said.code == 1 and "FAILED  same seed same bytes: two runs" in said.out
-    file.write_text(file.read_text().replace("Use when:", "Some day:"))
-    said = medfields("check", "./my_idea.py")
+    assert said.code == 1 and "ok      hyper parameters" in said.out
     assert "FAILED  card: the card lacks Use when:" in said.out
+    assert "FAILED  same seed same bytes: two runs" in said.out

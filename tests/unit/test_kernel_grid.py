@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from medfields.errors import InputError, UnknownName
-from medfields.kernels import dispatch
+from medfields.kernels import dispatch, memory
 from medfields.kernels.grid import grid_encode
 from medfields.kernels.grid_layout import PRIMES, GridLayout
 from medfields.kernels.grid_torch import grid_encode_torch
@@ -153,7 +153,31 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_threads() -> Non
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
-def test_gradients_that_are_still_in_use_are_not_overwritten() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_is_used_again_only_when_nobody_uses_it(dtype: torch.dtype) -> None:
+    shape = (memory.SMALL, 3)
+    first = memory.empty(shape, dtype)
+    place = first.data_ptr()
+    assert first.shape == shape and first.dtype == dtype and place % 64 == 0
+    del first
+    second = memory.empty(shape, dtype)
+    assert second.data_ptr() == place
+    part = second.detach()[5:]
+    del second
+    assert memory.empty(shape, dtype).data_ptr() != place
+    del part
+    assert place in {t.data_ptr() for t in [memory.empty(shape, dtype) for _ in range(3)]}
+
+
+def test_memory_that_is_kept_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_held", [])
+    monkeypatch.setattr(memory, "LIMIT", 3 * memory.SMALL)
+    alive = [memory.empty((memory.SMALL // 4,)) for _ in range(5)]
+    assert len(memory._held) == 2 and len({t.data_ptr() for t in alive}) == 5
+
+
+def test_gradients_that_are_still_in_use_are_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "SMALL", 0)
     layout, u = MIXED[3], points(100, 3)
     table = torch.randn(layout.rows, 2).requires_grad_()
 

@@ -160,6 +160,7 @@ def test_page_says_what_was_done(pages: dict[str, Path]) -> None:
         "One sharp volume from two thick stacks",
         "26.58 dB",
         "4.02 dB above cubic-mean",
+        "+4.02 dB against cubic-mean",
         "Error against the truth",
         "held out error",
         "0.0123",

@@ -175,7 +175,8 @@ class Stacks:
             volume = read_volume(path)
             through = int(np.argmax(volume.grid.spacing))
             given = thickness[n if len(thickness) > 1 else 0] if thickness else volume.about.get("thickness_mm")
-            stacks.append(Stack(volume, float(volume.grid.spacing[through] if given is None else given), contrasts[n] if contrasts else "", Path(path).name))
+            fwhm = float(volume.grid.spacing[through] if given is None else given)
+            stacks.append(Stack(volume, fwhm, contrasts[n] if contrasts else "", Path(path).name))
         grid = read_volume(like).grid if like else _common_grid(stacks, spacing)
         return cls(tuple(stacks), grid, profile)
 

@@ -37,7 +37,7 @@ class SRRTV(Method):
     tiny: ClassVar[dict[str, Any]] = {"steps": 5}
     fidelity: ClassVar[str] = "classical"
 
-    weight: float = 0.0015
+    weight: float = 0.0025
     steps: int = 30
 
     @torch.no_grad()

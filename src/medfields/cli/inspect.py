@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated
@@ -24,12 +26,14 @@ def list_methods(task: str = "") -> None:
     tasks = sorted({e.task for e in known.values()})
     if task and task not in tasks:
         raise UnknownName("task", task, tasks)
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     width = max((len(name) for name in known), default=0)
     for heading in [task] if task else tasks:
         print(heading)
         for entry in sorted((e for e in known.values() if e.task == heading), key=lambda e: (e.fidelity == "classical", e.name)):
             star = "*" if plugins.DEFAULT.get(heading) == entry.name else " "
-            print(f" {star} {entry.name:<{width}}  {entry.fidelity:<11}  {entry.title}")
+            line = f" {star} {entry.name:<{width}}  {entry.fidelity:<11}  {entry.title}"
+            print(line if len(line) <= room else f"{line[: room - 1]}…")
 
 
 def show(name: Positional[str], source: bool = False) -> None:

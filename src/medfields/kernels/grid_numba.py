@@ -22,7 +22,7 @@ from .dispatch import jit, use_threads
 from .grid_layout import GridLayout
 
 BLOCK = 128  # points whose corners are held at once: 8 KB in 3-D
-TILE = 8192  # points one thread takes at a time: each level's rows are read into the cache once for as many points
+TILE = 2**16  # points one thread takes at a time, at most: each level's rows are brought into the cache once for as many points
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
@@ -99,10 +99,10 @@ def _forward_tile(axes, features, u, table, n, step, mask, offset, level_mask, o
 
 
 @jit(parallel=True)
-def _forward(axes, features, u, table, n, step, mask, offset, level_mask, out):  # type: ignore[no-untyped-def]
+def _forward(axes, features, u, table, n, step, mask, offset, level_mask, tile, out):  # type: ignore[no-untyped-def]
     dim, columns, points = len(axes), len(features) * len(mask), len(u) // len(axes)
-    for tile in numba.prange((points + TILE - 1) // TILE):
-        a, b = tile * TILE, min(points, (tile + 1) * TILE)
+    for part in numba.prange((points + tile - 1) // tile):
+        a, b = part * tile, min(points, (part + 1) * tile)
         _forward_tile(axes, features, u[a * dim : b * dim], table, n, step, mask, offset, level_mask, out[a * columns : b * columns])
 
 
@@ -196,10 +196,10 @@ def _contract(axes, u, count, n, worth, out):  # type: ignore[no-untyped-def]
 
 
 @jit(parallel=True)
-def _point_gradient(axes, features, u, table, grad, n, step, mask, offset, level_mask, out):  # type: ignore[no-untyped-def]
+def _point_gradient(axes, features, u, table, grad, n, step, mask, offset, level_mask, tile, out):  # type: ignore[no-untyped-def]
     dim, columns, points = len(axes), len(features) * len(mask), len(u) // len(axes)
-    for tile in numba.prange((points + TILE - 1) // TILE):
-        a, b = tile * TILE, min(points, (tile + 1) * TILE)
+    for part in numba.prange((points + tile - 1) // tile):
+        a, b = part * tile, min(points, (part + 1) * tile)
         _point_tile(axes, features, u[a * dim : b * dim], table, grad[a * columns : b * columns], n, step, mask, offset, level_mask,
                     out[a * dim : b * dim])
         for i in range(a * dim, b * dim):
@@ -222,12 +222,16 @@ def _flat(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().view(-1).numpy()
 
 
+def _tile(points: int) -> int:
+    """One tile for each thread, in whole blocks."""
+    return min(TILE, max(1, -(-points // (use_threads() * BLOCK))) * BLOCK)
+
+
 def forward(u01: Tensor, table: Tensor, layout: GridLayout, level_mask: Tensor) -> Tensor:
     """The encoding of `grid_encode_torch`, [N, L F]."""
     axes, features, *plan = _plan(layout)
-    use_threads()
     out = memory.empty((len(u01), layout.width))
-    _forward(axes, features, _flat(u01), _flat(table), *plan, _flat(level_mask), _flat(out))
+    _forward(axes, features, _flat(u01), _flat(table), *plan, _flat(level_mask), _tile(len(u01)), _flat(out))
     return out
 
 
@@ -242,7 +246,6 @@ def table_gradient(u01: Tensor, grad: Tensor, layout: GridLayout, level_mask: Te
 def point_gradient(u01: Tensor, table: Tensor, grad: Tensor, layout: GridLayout, level_mask: Tensor) -> Tensor:
     """Gradient of sum(grad * encoding) in the coordinates, [N, D]; zero along axes where u lies outside [0, 1]."""
     axes, features, *plan = _plan(layout)
-    use_threads()
     out = memory.empty(u01.shape)
-    _point_gradient(axes, features, _flat(u01), _flat(table), _flat(grad), *plan, _flat(level_mask), _flat(out))
+    _point_gradient(axes, features, _flat(u01), _flat(table), _flat(grad), *plan, _flat(level_mask), _tile(len(u01)), _flat(out))
     return out

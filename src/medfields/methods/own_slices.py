@@ -48,11 +48,11 @@ class OwnSlices(Method):
     tiny: ClassVar[dict[str, Any]] = {"width": 8, "depth": 2, "steps": 10, "patch": 16}
     fidelity: ClassVar[str] = "ours"
 
-    weight: float = 0.0015
+    weight: float = 0.0025
     smooth: float = 0.02
     width: int = 64
     depth: int = 6
-    steps: int = 3000
+    steps: int = 4500
     lr: float = 1e-3
     patches: int = 4
     patch: int = 48

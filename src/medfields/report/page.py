@@ -93,6 +93,8 @@ def write_report(path: Path, page: Page) -> Path:
 
 @dataclass(frozen=True)
 class Cell:
+    """One cell of the table: what it shows, and whether it is the best of its column."""
+
     text: str
     best: bool
 

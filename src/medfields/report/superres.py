@@ -127,9 +127,8 @@ def _tiles(case: Stacks, ours: str, result: Volume, seconds: float | None, metri
         ("Voxels out", f"{_spacing(result)} mm", " × ".join(map(str, result.grid.shape))),
     ]
     if "psnr" in row:
-        tiles.append(
-            ("PSNR", f"{row['psnr']:.2f} dB", f"{row['psnr'] - other[1]:+.2f} dB against {other[0]}".replace("-", "−", 1) if other else "")
-        )
+        gain = f"{row['psnr'] - other[1]:+.2f} dB".replace("-", "−") + f" against {other[0]}" if other else ""
+        tiles.append(("PSNR", f"{row['psnr']:.2f} dB", gain))
     if "ssim" in row:
         tiles.append(("SSIM", number(row["ssim"]), ""))
     return [*tiles, ("Time", duration(seconds), "")] if seconds else tiles

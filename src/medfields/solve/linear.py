@@ -226,7 +226,7 @@ class TotalVariation(nn.Module):
         before = self.x
         self.x = self.solver(self.b + self.RHO * gradient_adjoint(self.z - self.u), self.x)
         relaxed = 1.6 * gradient(self.x) - 0.6 * self.z + self.u
-        size = relaxed.norm(dim=0, keepdim=True).clamp_min(1e-12)
+        size = relaxed.square().sum(0).sqrt_().clamp_min_(1e-12)
         self.z = relaxed * (1 - self.weight / (self.RHO * size)).clamp_min(0)
         self.u = relaxed - self.z
         self.change = (self.x - before).norm() / self.x.norm().clamp_min(1e-12)

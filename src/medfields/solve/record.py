@@ -60,10 +60,12 @@ def keep_precision(path: Path) -> None:
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
+    """Facts as JSON, written whole or not at all."""
     write_text(path, json.dumps(facts, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
+    """Text in UTF-8, written whole or not at all."""
     with atomic(path) as place:
         place.write_text(text, encoding="utf-8")
 
