@@ -9,6 +9,7 @@ import torch
 
 from medfields.errors import UnknownName
 from medfields.kernels import mlp
+from medfields.kernels.relu_numba import relu_, relu_backward_
 
 N = 3 * mlp.SMALL + 17  # several chunks for wide layers, the last one ragged
 
@@ -55,6 +56,25 @@ def test_bf16_keeps_its_stated_tolerance(activation: str) -> None:
     assert 1e-6 < error(ours[0], twin[0]) < 0.01  # not equal: bf16 did run
     for a, b in zip(ours[1:], twin[1:], strict=True):
         assert error(a, b) < (0.1 if activation == "relu" else 0.03)
+
+
+def test_relu_on_the_bits_of_bfloat16_is_relu() -> None:
+    z = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)  # every number there is
+    h, g = relu_(z.clone()), torch.linspace(-1, 1, 2**16).to(torch.bfloat16)
+    assert torch.equal(h.isnan(), z.isnan())
+    assert torch.equal(h.nan_to_num(7.0), z.relu().nan_to_num(7.0))
+    kept = z.isnan() | (z > 0)
+    assert torch.equal(relu_backward_(g.clone(), h), torch.where(kept, g, torch.zeros_like(g)))
+
+
+def test_a_nan_is_seen_in_either_precision() -> None:
+    for precision in mlp.POLICIES:
+        mlp.set_policy(precision)
+        x, weights, biases = network()
+        with torch.no_grad():
+            x[5, 2] = -float("nan")
+        y = mlp.mlp_forward(x, weights, biases)
+        assert y[5].isnan().all() and y.isnan().sum() == 3
 
 
 def test_what_needs_no_gradient_is_float32_whatever_the_policy() -> None:

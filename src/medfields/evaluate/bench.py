@@ -128,7 +128,7 @@ def _ablation(variant: str) -> superres.Ablation:
 
 
 def _method(name: str, variant: str) -> Method:
-    return plugins.load(name)(**_ablation(variant).overrides)
+    return plugins.load(name)(**{**superres.BUDGETS.get(name, {}), **_ablation(variant).overrides})
 
 
 def _identity(row: dict[str, Any]) -> str:

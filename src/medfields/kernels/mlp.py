@@ -1,7 +1,7 @@
 """A multilayer perceptron as one function of autograd, run in chunks of points that stay in the cache, in bfloat16 where that is faster.
 
 h_0 = x,  h_l = s(W_l h_(l-1) + b_l) for the hidden layers,  y = W h + b.  Eager torch streams every activation of every point through
-main memory; here a chunk goes through all layers before the next one starts, in both directions.
+main memory; here a chunk goes through all layers before the next one starts, in both directions, each chunk on one core.
 
 Precision. "fp32" differs from the twin by rounding only. "bf16" is used only where a gradient is wanted (training): activations, their
 gradients and a copy of the weights have 8 significant bits, products are summed in float32 inside a chunk, and the weight gradients of
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..errors import UnknownName
 from . import memory
+from .workers import each
 
 POLICIES = ("fp32", "bf16")
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
@@ -101,17 +102,23 @@ class _ChunkedMLP(torch.autograd.Function):
         work_w, work_b = [w.to(dtype) for w in weights[:-1]], [b.to(dtype) for b in biases[:-1]]
         widths = [x.shape[1], *(w.shape[0] for w in weights)]
         parts = _chunks(len(x), widths)
-        size = parts[0].stop
-        first, last = memory.empty((size, widths[0]), dtype), memory.empty((size, widths[-2]))
-        kept = [memory.empty((len(x) if training else size, width), dtype) for width in widths[1:-1]]
-        y = memory.empty((len(x), widths[-1]))
-        for part in parts:
-            n = part.stop - part.start
-            h = first[:n].copy_(x[part])
-            for w, b, keep in zip(work_w, work_b, kept, strict=True):
-                z = torch.addmm(b, h, w.t(), out=keep[part] if training else keep[:n])
-                h = z.relu_() if activation == "relu" else F.silu(z)
-            torch.addmm(biases[-1], last[:n].copy_(h), weights[-1].t(), out=y[part])
+        size = parts[0].stop  # of the longest chunk
+        y, kept = memory.empty((len(x), widths[-1])), [memory.empty((len(x), width), dtype) for width in widths[:-1] if training]
+
+        def run(parts: Iterator[slice]) -> Iterator[None]:
+            own = kept or [memory.empty((size, width), dtype) for width in widths[:-1]]
+            last = memory.empty((size, widths[-2]))
+            for part in parts:
+                n = part.stop - part.start
+                here = [t[part] if training else t[:n] for t in own]
+                h = here[0].copy_(x[part])
+                for w, b, z in zip(work_w, work_b, here[1:], strict=True):
+                    torch.addmm(b, h, w.t(), out=z)
+                    h = _relu_(z) if activation == "relu" else F.silu(z)
+                torch.addmm(biases[-1], last[:n].copy_(h), weights[-1].t(), out=y[part])
+                yield None
+
+        each(run, parts)
         ctx.save_for_backward(x, *parameters)
         ctx.kept, ctx.activation, ctx.dtype, ctx.layers = kept, activation, dtype, layers
         return y
@@ -127,29 +134,52 @@ class _ChunkedMLP(torch.autograd.Function):
             return None, None, None, None, *(next(found) if need else None for need in needed)
         work, widths = [w.to(ctx.dtype) for w in weights], [x.shape[1], *(w.shape[0] for w in weights)]
         parts = _chunks(len(x), widths)
-        first, *slopes = (memory.empty((parts[0].stop, width), ctx.dtype) for width in widths)
-        grad_x = memory.empty(x.shape) if needed[0] else None
-        grad_w, grad_b = [torch.zeros_like(w) for w in weights], [torch.zeros_like(b) for b in biases]
-        for part in parts:
-            n = part.stop - part.start
-            g = slopes[-1][:n].copy_(grads[0][part])
-            for layer in reversed(range(layers)):
-                below = ctx.kept[layer - 1][part] if layer else first[:n].copy_(x[part])
-                h = below if relu or not layer else F.silu(below)
-                if needed[1 + layer]:
-                    grad_w[layer] += torch.mm(g.t(), h)
-                if needed[1 + layers + layer]:
-                    grad_b[layer] += g.sum(0)
-                if layer:
-                    g = torch.mm(g, work[layer], out=slopes[layer - 1][:n])
-                    if relu:
-                        torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
-                    else:
+        size, grad_x = parts[0].stop, memory.empty(x.shape) if needed[0] else None
+
+        def run(parts: Iterator[slice]) -> Iterator[list[Tensor | None]]:
+            """Gradients of weights and biases from each chunk."""
+            slopes = [memory.empty((size, width), ctx.dtype) for width in widths]
+            for part in parts:
+                n = part.stop - part.start
+                of_weight: list[Tensor | None] = [None] * layers
+                of_bias: list[Tensor | None] = [None] * layers
+                g = slopes[-1][:n].copy_(grads[0][part])
+                for layer in reversed(range(layers)):
+                    below = ctx.kept[layer][part]
+                    h = below if relu or not layer else F.silu(below)
+                    if needed[1 + layer]:
+                        of_weight[layer] = torch.mm(g.t(), h) if widths[layer] >= widths[layer + 1] else torch.mm(h.t(), g).t()
+                    of_bias[layer] = g.sum(0) if needed[1 + layers + layer] else None
+                    if layer or grad_x is not None:
+                        g = torch.mm(g, work[layer], out=slopes[layer][:n])
+                    if layer and relu:
+                        _relu_backward_(g, h)
+                    elif layer:
                         torch.ops.aten.silu_backward.grad_input(g, below, grad_input=g)
-                elif grad_x is not None:
-                    grad_x[part] = torch.mm(g, work[0], out=first[:n])
-        every: list[Tensor | None] = [grad_x, *grad_w, *grad_b]
-        return None, None, None, None, *(t if need else None for need, t in zip(needed, every, strict=True))
+                if grad_x is not None:
+                    grad_x[part] = g
+                yield of_weight + of_bias
+
+        totals: list[Tensor | None] = [torch.zeros_like(t) if need else None for t, need in zip(parameters, needed[1:], strict=True)]
+        for shares in each(run, parts):  # added in the order of the chunks, whichever thread had them
+            for total, share in zip(totals, shares, strict=True):
+                if total is not None and share is not None:
+                    total += share
+        return None, None, None, None, grad_x, *totals
+
+
+def _relu_(z: Tensor) -> Tensor:
+    if z.dtype != torch.bfloat16:
+        return z.relu_()
+    from .relu_numba import relu_
+    return relu_(z)
+
+
+def _relu_backward_(g: Tensor, h: Tensor) -> Tensor:
+    if g.dtype != torch.bfloat16:
+        return torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
+    from .relu_numba import relu_backward_
+    return relu_backward_(g, h)
 
 
 def _measure() -> str:

@@ -16,35 +16,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..cases import Stacks
 from ..fields import MLP, Field, GridEncoding
-from ..solve import Inverse, Method, Run
+from ..solve import Method, Run
 from ..solve.optimise import Adam
-from ..space import Samples
+from ..solve.stacks import StackFit
 
 
-class CoarseToFine(Inverse):
-    """Least squares on the stacks, total variation in mm between random pairs of points, and levels unlocked over time."""
-
-    size: Tensor
-
-    def __init__(self, field: Field, case: Stacks, cfg: HashGrid):
-        super().__init__(field, case.operator(cfg.nodes), case.samples(), cfg.samples, cfg.held_out)
-        self.cfg, self.box, self.step = cfg, case.grid.box(), float(case.grid.spacing.min())
-        self.register_buffer("size", case.intensities()[1], persistent=False)
-
-    def batch(self, rng: torch.Generator) -> tuple[Samples, Tensor, Tensor]:
-        x = self.box.random(self.cfg.pairs, rng)
-        return super().batch(rng), x, nn.functional.normalize(torch.randn(x.shape, generator=rng, device=rng.device), dim=-1)
-
-    def losses(self, batch: tuple[Samples, Tensor, Tensor], progress: float) -> dict[str, Tensor]:
-        samples, x, direction = batch
-        a, b = (self.field(torch.cat([x, x + self.step * direction])) / self.size).chunk(2)
-        variation = ((a - b).square() + 1e-4).sqrt().mean()
-        return {"data": super().losses(samples, progress)["data"] / self.size.square().mean(), "variation": self.cfg.tv * variation}
+class CoarseToFine(StackFit):
+    """Levels are unlocked over time."""
 
     def before_step(self, progress: float) -> None:
         levels = self.field.net.encoding
@@ -60,15 +42,14 @@ class HashGrid(Method):
         steps, lr: of Adam (0.9, 0.99, eps 1e-15); the network learns at a fifth of the tables' rate.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
-        tv: weight of the total variation, for intensities of about -1 to 1.
-        pairs: pairs of points in a step.
+        tv: weight of the total variation between random pairs of points.
         held_out: share of the stack voxels that decides when to stop.
     """
 
     paper: ClassVar[str] = "doi:10.1145/3528223.3530127"
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {"net": MLP(GridEncoding(4, 2.0, 16.0, log2_table=10), width=16, depth=1), "steps": 20,
-                                      "samples": 256, "nodes": 4, "pairs": 64, "held_out": 0.1}
+                                      "samples": 256, "nodes": 4, "held_out": 0.1}
 
     net: MLP = MLP(GridEncoding(levels=12, finest_mm=1.0, coarsest_mm=32.0, log2_table=19), width=64, depth=2)
     steps: int = 2000
@@ -76,14 +57,12 @@ class HashGrid(Method):
     samples: int = 8192
     nodes: int = 8
     tv: float = 0.02
-    pairs: int = 8192
     held_out: float = 0.02
 
     def solve(self, case: Stacks, run: Run, prior: nn.Module | None = None) -> Field:
-        offset, scale = case.intensities()
-        field = Field(self.net, case.box(), len(case.contrasts), scale=scale, offset=offset, names=case.contrasts)
+        problem = CoarseToFine(self.net, case, self.samples, self.nodes, self.tv, self.held_out)
         rates = {"field.net.encoding": self.lr, "field.net": self.lr / 5}
-        return run.fit(CoarseToFine(field, case, self), steps=self.steps, lr=rates, name="fit", optimiser=self._adam, schedule="exponential",
+        return run.fit(problem, steps=self.steps, lr=rates, name="fit", optimiser=self._adam, schedule="exponential",
                        final=0.03, patience=8, every=100).field
 
     @staticmethod

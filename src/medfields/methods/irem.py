@@ -20,7 +20,8 @@ from torch import nn
 
 from ..cases import Stacks
 from ..fields import MLP, Field, Fourier
-from ..solve import Inverse, Method, Run
+from ..solve import Method, Run
+from ..solve.stacks import StackFit
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class IREM(Method):
         lr: of Adam.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
+        tv: weight of the total variation between random pairs of points; 0 is the published form.
     """
 
     paper: ClassVar[str] = "doi:10.1007/978-3-030-87231-1_7"
@@ -45,10 +47,9 @@ class IREM(Method):
     lr: float = 1e-4
     samples: int = 2500
     nodes: int = 6
+    tv: float = 0.02
 
     def solve(self, case: Stacks, run: Run, prior: nn.Module | None = None) -> Field:
-        offset, scale = case.intensities()
-        voxels = case.samples()
-        field = Field(self.net, case.box(), len(case.contrasts), scale=scale, offset=offset, names=case.contrasts)
-        problem = Inverse(field, case.operator(self.nodes), voxels, self.samples)
-        return run.fit(problem, steps=max(1, round(self.epochs * len(voxels) / self.samples)), lr=self.lr, name="fit", schedule="cosine").field
+        problem = StackFit(self.net, case, self.samples, self.nodes, self.tv)
+        steps = max(1, round(self.epochs * len(problem.train_on) / self.samples))
+        return run.fit(problem, steps=steps, lr=self.lr, name="fit", schedule="cosine").field

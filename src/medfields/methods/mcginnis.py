@@ -24,14 +24,15 @@ from ..cases import Stacks
 from ..errors import InputError
 from ..fields import MLP, Field, Fourier
 from ..losses import mutual_information
-from ..solve import Inverse, Method, Run
+from ..solve import Method, Run
+from ..solve.stacks import StackFit
 
 
-class Joint(Inverse):
+class Joint(StackFit):
     """Two contrasts; the stop listens to what they say about each other, not to any measurement."""
 
-    def __init__(self, field: Field, case: Stacks, samples: int, nodes: int):
-        super().__init__(field, case.operator(nodes), case.samples(), samples)
+    def __init__(self, cfg: McGinnis, case: Stacks):
+        super().__init__(cfg.net, case, cfg.samples, cfg.nodes, cfg.tv)
         points = case.grid.box().random(20_000, torch.Generator().manual_seed(0))
         self.register_buffer("probe", points, persistent=False)
 
@@ -52,6 +53,7 @@ class McGinnis(Method):
         lr: of Adam, cosine.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
+        tv: weight of the total variation between random pairs of points; 0 is the published form.
         patience: epochs without more mutual information before it stops.
     """
 
@@ -64,15 +66,14 @@ class McGinnis(Method):
     lr: float = 4e-4
     samples: int = 1000
     nodes: int = 6
+    tv: float = 0.02
     patience: int = 4
 
     def solve(self, case: Stacks, run: Run, prior: nn.Module | None = None) -> Field:
         if len(case.contrasts) > 2:
             raise InputError(f"mcginnis joins two contrasts, got {len(case.contrasts)}", "give two, or use the default method")
-        offset, scale = case.intensities()
-        field = Field(self.net, case.box(), len(case.contrasts), scale=scale, offset=offset, names=case.contrasts)
         joint = len(case.contrasts) == 2
-        problem = Joint(field, case, self.samples, self.nodes) if joint else Inverse(field, case.operator(self.nodes), case.samples(), self.samples)
+        problem = Joint(self, case) if joint else StackFit(self.net, case, self.samples, self.nodes, self.tv)
         epoch = max(1, round(len(problem.train_on) / self.samples))
         steps = max(1, round(self.epochs * epoch))
         patience = self.patience if joint else None

@@ -20,7 +20,8 @@ from torch import nn
 
 from ..cases import Stacks
 from ..fields import Field, MultiHead
-from ..solve import Inverse, Method, Run
+from ..solve import Method, Run
+from ..solve.stacks import StackFit
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class MultiHeadReLU(Method):
         steps, lr: of Adam.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
+        tv: weight of the total variation between random pairs of points; 0 is the published form.
         held_out: share of the stack voxels that decides when to stop.
     """
 
@@ -45,10 +47,9 @@ class MultiHeadReLU(Method):
     lr: float = 1e-3
     samples: int = 4096
     nodes: int = 6
+    tv: float = 0.02
     held_out: float = 0.02
 
     def solve(self, case: Stacks, run: Run, prior: nn.Module | None = None) -> Field:
-        offset, scale = case.intensities()
-        field = Field(self.net, case.box(), len(case.contrasts), scale=scale, offset=offset, names=case.contrasts)
-        problem = Inverse(field, case.operator(self.nodes), case.samples(), self.samples, self.held_out)
+        problem = StackFit(self.net, case, self.samples, self.nodes, self.tv, self.held_out)
         return run.fit(problem, steps=self.steps, lr=self.lr, name="fit", schedule="exponential", patience=10).field

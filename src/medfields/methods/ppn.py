@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ..cases import Stacks
 from ..fields import MLP, Field, Fourier
-from ..solve import Inverse, Method, Run
+from ..solve import Method, Run
+from ..solve.stacks import StackFit
 from ..space import Grid, Volume
 
 
@@ -59,6 +60,7 @@ class PPN(Method):
         steps, lr: of Adam, cosine.
         samples: voxels in a step.
         nodes: quadrature points under the profile.
+        tv: weight of the total variation between random pairs of points; 0 is the published form.
         held_out: share of the voxels that decides when to stop.
     """
 
@@ -72,10 +74,9 @@ class PPN(Method):
     lr: float = 5e-4
     samples: int = 4096
     nodes: int = 4
+    tv: float = 0.02
     held_out: float = 0.02
 
     def solve(self, case: Stacks, run: Run, prior: nn.Module | None = None) -> Field:
-        offset, scale = case.intensities()
-        field = Field(self.net, case.box(), len(case.contrasts), scale=scale, offset=offset, names=case.contrasts)
-        problem = Inverse(field, case.operator(self.nodes), case.samples(), self.samples, self.held_out)
+        problem = StackFit(self.net, case, self.samples, self.nodes, self.tv, self.held_out)
         return run.fit(problem, steps=self.steps, lr=self.lr, name="fit", schedule="cosine", patience=10).field

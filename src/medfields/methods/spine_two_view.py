@@ -22,7 +22,8 @@ from torch import nn
 
 from ..cases import Stacks
 from ..fields import MLP, Field, Fourier
-from ..solve import Inverse, Method, Run
+from ..solve import Method, Run
+from ..solve.stacks import StackFit
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class SpineTwoView(Method):
         lr: of Adam, cosine to zero.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
+        tv: weight of the total variation between random pairs of points; 0 is the published form.
     """
 
     paper: ClassVar[str] = "https://github.com/brainhack-school2023/nagakarthik_project"
@@ -46,11 +48,9 @@ class SpineTwoView(Method):
     lr: float = 4e-4
     samples: int = 1024
     nodes: int = 6
+    tv: float = 0.02
 
     def solve(self, case: Stacks, run: Run, prior: nn.Module | None = None) -> Field:
-        offset, scale = case.intensities()
-        voxels = case.samples()
-        field = Field(self.net, case.box(), len(case.contrasts), scale=scale, offset=offset, names=case.contrasts)
-        problem = Inverse(field, case.operator(self.nodes), voxels, self.samples)
-        steps = max(1, round(self.epochs * len(voxels) / self.samples))
+        problem = StackFit(self.net, case, self.samples, self.nodes, self.tv)
+        steps = max(1, round(self.epochs * len(problem.train_on) / self.samples))
         return run.fit(problem, steps=steps, lr=self.lr, name="fit", schedule="cosine", final=0.0).field
