@@ -32,7 +32,7 @@ from .space import Volume
 FACTOR = 5  # slice thickness and distance, in voxels of the truth
 NOISE = 0.01  # of the truth's range
 VIEWS = {"axial": 2, "sagittal": 0}
-RIVALS = ("cubic-mean", "srr-cg")
+RIVALS = ("cubic-mean", "srr-cg", "srr-tv")
 
 
 @dataclass(frozen=True)

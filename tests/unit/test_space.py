@@ -130,3 +130,21 @@ def test_a_quarter_turn():
 def test_rotation_is_differentiable_at_rest():
     vector = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(rotation, vector)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
+def test_reading_a_whole_grid_equals_reading_its_points(interpolation):
+    """The compiled way and the plain one, with voxels outside."""
+    source = Grid((6, 7, 5), _affine((0.3, -0.2, 0.5), (1, 1.5, 3), (2, 1, 0), (1, -1, 1), (3, -4, 5)))
+    volume = Volume(torch.randn(2, *source.shape), source, interpolation=interpolation, fill=-3.0)
+    target = Grid((9, 8, 10), _affine((0.5, 0.1, -0.2), (1.1, 1.1, 1.1), (0, 1, 2), (1, 1, 1), source.centre - 5))
+    want = volume(target.points()).movedim(-1, 0)
+    assert (want == -3).any() and (want != -3).sum() > 100
+    near_border = (volume.on(target).data == -3) != (want == -3)
+    assert near_border.float().mean() < 0.01
+    assert torch.allclose(volume.on(target).data[~near_border], want[~near_border], atol=1e-4)
+
+
+def test_a_single_slice_can_be_read():
+    image = Volume(torch.rand(5, 6, 1), Grid.from_spacing((5, 6, 1), (1, 1, 4)), interpolation="cubic")
+    assert torch.allclose(image.on(image.grid).data, image.data, atol=1e-5)

@@ -32,7 +32,7 @@ from .workers import each
 POLICIES = ("fp32", "bf16")
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 SMALL = 4096  # points below which plain torch is as fast
-_CHUNK = 2**19  # points x widest layer of one chunk: 1 MB in bf16
+_CHUNK = 2**20  # points x widest layer of one chunk: 2 MB in bf16
 _chosen: str | None = None
 
 

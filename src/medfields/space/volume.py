@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import scipy.ndimage
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -44,7 +44,7 @@ class Volume(nn.Module):
             raise InputError(f"data of shape {tuple(data.shape)} does not fit {grid}")
         self.register_buffer("data", data, persistent=False)
         self.grid, self.unit, self.interpolation, self.fill, self.about = grid, unit, interpolation, fill, dict(about or {})
-        self._spline: Tensor | None = None
+        self._cubic: Tensor | None = None
 
     @property
     def channels(self) -> int:
@@ -57,36 +57,56 @@ class Volume(nn.Module):
     def forward(self, x: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch C"]:
         inverse = torch.as_tensor(np.linalg.inv(self.grid.affine), dtype=x.dtype, device=x.device)
         index = x @ inverse[:3, :3].T + inverse[:3, 3]
-        top = torch.tensor(self.grid.shape, dtype=x.dtype, device=x.device) - 1
-        inside = ((index >= -0.5 - 1e-4) & (index <= top + 0.5 + 1e-4)).all(-1, keepdim=True)
-        index = index.clamp(torch.zeros_like(top), top)
-        flat = index.reshape(-1, 3)
-        if self.interpolation == "linear":
-            values = spline_values(self.data, flat, 1)
-        else:
-            shift = torch.tensor([2.0 if n > 2 else 0.0 for n in self.grid.shape], dtype=x.dtype, device=x.device)
-            values = spline_values(self._coefficients(), flat + shift, 3)
-        return torch.where(inside, values.reshape(*x.shape[:-1], -1), self.fill)
+        coefficients, pad, degree = self._spline()
+        values = spline_values(coefficients, (index + pad.to(index)).reshape(-1, 3), degree).reshape(*x.shape[:-1], -1)
+        return torch.where(self._inside(index), values, self.fill)
 
-    def _coefficients(self) -> Tensor:
-        """B-spline coefficients whose cubic spline passes through the data; computed once (scipy's prefilter, mirrored ends)."""
-        if self._spline is None:
+    def _inside(self, index: Float[Tensor, "*batch 3"]) -> Bool[Tensor, "*batch 1"]:
+        """Whether voxel indices lie within the outer faces."""
+        top = torch.tensor(self.grid.shape, dtype=index.dtype, device=index.device) - 0.5
+        return ((index >= -0.5 - 1e-4) & (index <= top + 1e-4)).all(-1, keepdim=True)
+
+    def _spline(self) -> tuple[Tensor, Tensor, int]:
+        """B-spline coefficients that give back the data, how many were added before the first voxel [3], and the degree."""
+        if self.interpolation == "linear":
+            return self.data, torch.zeros(3), 1
+        pad = [2 if n > 2 else 0 for n in self.grid.shape]
+        if self._cubic is None:
             lattice = self.data.detach().cpu().numpy().astype(np.float64)
             for axis in (1, 2, 3):
                 if lattice.shape[axis] > 1:
                     lattice = scipy.ndimage.spline_filter1d(lattice, order=3, axis=axis, mode="mirror")
             # The kernel continues with the border coefficient, the prefilter assumes a mirror: two mirrored
             # coefficients on each side make both agree everywhere inside.
-            pad = [(0, 0)] + [(2, 2) if n > 2 else (0, 0) for n in lattice.shape[1:]]
-            self._spline = torch.as_tensor(np.pad(lattice, pad, mode="reflect"), dtype=torch.float32)
-        return self._spline.to(self.data.device)
+            self._cubic = torch.as_tensor(np.pad(lattice, [(0, 0), *((p, p) for p in pad)], mode="reflect"), dtype=torch.float32)
+        return self._cubic.to(self.data.device), torch.tensor(pad, dtype=torch.float32), 3
 
     @torch.no_grad()
     def on(self, grid: Grid) -> Volume:
-        """This function read at the voxel centres of another grid, slab by slab."""
-        step = max(1, 1_000_000 // (grid.shape[1] * grid.shape[2]))
-        slabs = [self(grid.slab(i, min(i + step, grid.shape[0]), self.data.device)) for i in range(0, grid.shape[0], step)]
-        return Volume(torch.cat(slabs).movedim(-1, 0), grid, self.unit, interpolation=self.interpolation, fill=self.fill, about=self.about)
+        """This function read at the voxel centres of another grid; on the CPU by the compiled kernel, elsewhere slab by slab."""
+        if self.data.device.type == "cpu":
+            data = self._walk(grid)
+        else:
+            step = max(1, 1_000_000 // (grid.shape[1] * grid.shape[2]))
+            slabs = [self(grid.slab(i, min(i + step, grid.shape[0]), self.data.device)) for i in range(0, grid.shape[0], step)]
+            data = torch.cat(slabs).movedim(-1, 0)
+        return Volume(data, grid, self.unit, interpolation=self.interpolation, fill=self.fill, about=self.about)
+
+    def _walk(self, grid: Grid) -> Tensor:
+        """The same values as `forward` at all voxels of a grid, without storing where they lie."""
+        from ..kernels.slices import slice_gather  # Numba takes a second to load
+
+        coefficients, pad, degree = self._spline()
+        m = np.linalg.inv(self.grid.affine) @ grid.affine
+        turn, shift = np.ascontiguousarray(m[:3, :3]), m[:3, 3] + pad.double().numpy()
+        point = (np.zeros(3), np.zeros(1), np.ones(1))  # one node: no profile
+        data = torch.stack([slice_gather(c, turn, shift, *point, degree, grid.shape) for c in coefficients])
+        to_index = torch.as_tensor(m, dtype=torch.float32)
+        for i in range(grid.shape[0]):
+            v = torch.cartesian_prod(torch.tensor([float(i)]), torch.arange(float(grid.shape[1])), torch.arange(float(grid.shape[2])))
+            outside = ~self._inside(v @ to_index[:3, :3].T + to_index[:3, 3])
+            data[:, i].masked_fill_(outside.reshape(grid.shape[1:]), self.fill)
+        return data
 
     def __repr__(self) -> str:
         return f"Volume({self.channels} channel{'s' * (self.channels != 1)}, {self.grid}{', ' + self.unit if self.unit else ''})"
