@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import FileError, InputError, UnknownName
-from ..fields.spec import Spec, _typed, from_json, to_json
+from ..fields.spec import Spec, from_json, to_json, typed
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
             raise UnknownName(f"option in {where}", name, known)
         default = known[name].default
         try:
-            values[name] = from_json(_merged(to_json(default), value)) if isinstance(default, Spec) else _typed(value, hints[name], name, 0)
+            values[name] = from_json(_merged(to_json(default), value)) if isinstance(default, Spec) else typed(value, hints[name], name, 0)
         except FileError as error:
             raise InputError(f"{where}: {error.message}", f"see medfields show and --help for what {name} takes") from error
     return cls(**values)

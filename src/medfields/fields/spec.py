@@ -98,20 +98,20 @@ def from_json(data: Any, _depth: int = 0) -> Spec:
         raise FileError(f"spec {kind} {'has unknown' if given - set(fields) else 'lacks the'} fields: {', '.join(wrong)}"[:200],
                         "the file is damaged or comes from a newer medfields")
     hints = typing.get_type_hints(cls)
-    values = {name: _typed(data[name], hints[name], f"{kind}.{name}", _depth) for name in given}
+    values = {name: typed(data[name], hints[name], f"{kind}.{name}", _depth) for name in given}
     try:
         return cls(**values)
     except InputError as error:
         raise FileError(f"spec in the file: {error.message}", error.hint) from error
 
 
-def _typed(value: Any, hint: Any, where: str, depth: int) -> Any:
+def typed(value: Any, hint: Any, where: str, depth: int) -> Any:
     """JSON value as the annotated type, or FileError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
             try:
-                return _typed(value, option, where, depth)
+                return typed(value, option, where, depth)
             except UnknownName:
                 raise
             except FileError as error:
@@ -122,7 +122,7 @@ def _typed(value: Any, hint: Any, where: str, depth: int) -> Any:
     if origin is tuple and isinstance(value, list):
         inner = [arguments[0]] * len(value) if len(arguments) == 2 and arguments[1] is Ellipsis else arguments
         if len(inner) == len(value):
-            return tuple(_typed(v, h, where, depth) for v, h in zip(value, inner, strict=True))
+            return tuple(typed(v, h, where, depth) for v, h in zip(value, inner, strict=True))
     if isinstance(hint, type) and issubclass(hint, Spec):
         made = from_json(value, depth + 1)
         if isinstance(made, hint):

@@ -120,7 +120,8 @@ def _chosen(found: dict[str, list[tuple[Path, Dataset]]], series: str, path: Pat
     if not meant:
         raise InputError(f"there is no series '{series}' in {path}", f"it holds {listing}")
     if len(meant) > 1:
-        raise InputError(f"{path} holds {len(meant)} series: {listing}", "choose one with series= its number, description or UID")
+        hint = "give one file of the series you mean (in Python: series= its number, description or UID)"
+        raise InputError(f"{path} holds {len(meant)} series: {listing}", hint)
     return found[meant[0]]
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import math
-import struct
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from markupsafe import Markup
+from PIL import Image
 
 from ..space import Grid, Volume
 
@@ -129,16 +129,9 @@ def png(pixels: np.ndarray, least: int = 1) -> str:
     """[H, W] or [H, W, 3] bytes as a data: URL of a PNG, its pixels repeated until the longer side has `least`."""
     times = max(1, math.ceil(least / max(pixels.shape[:2])))
     pixels = np.ascontiguousarray(np.repeat(np.repeat(pixels, times, 0), times, 1))
-    height, width = pixels.shape[:2]
-    rows = pixels.reshape(height, -1)
-    up = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))  # PNG filter 2, "up": repeated rows become zeros
-    raw = np.concatenate([np.full((height, 1), 2, np.uint8), up], 1).tobytes()
-    header = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
-    chunks = b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b""))
-    )
-    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunks).decode()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def colour_bar() -> str:

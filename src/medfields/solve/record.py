@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..errors import FileError
 from ..io.atomic import atomic
 from ..kernels import mlp
 
@@ -55,8 +56,14 @@ def keep_precision(path: Path) -> None:
 
     It is chosen by a measurement, which may come out differently the next time, and other rounding is other bytes.
     """
-    if path.exists() and not os.environ.get("MEDFIELDS_MLP"):
-        mlp.set_policy(json.loads(path.read_text(encoding="utf-8"))["mlp"])
+    if os.environ.get("MEDFIELDS_MLP") or not path.exists():
+        return
+    try:
+        policy = json.loads(path.read_text(encoding="utf-8")).get("mlp")
+    except (ValueError, AttributeError) as error:
+        raise FileError(f"{path} is damaged", "delete the run folder to start again") from error
+    if policy is not None:
+        mlp.set_policy(policy)
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
