@@ -1,0 +1,90 @@
+"""Learning plane by plane."""
+
+import itertools
+
+import pytest
+import torch
+
+from medfields.cases import Stack, Stacks
+from medfields.methods.own_slices import _planes
+from medfields.solve import Run
+from medfields.solve.linear import SliceSystem, padded
+from medfields.solve.planes import PlaneNet, PlanePairs, corrected, fitted
+from medfields.space import Grid, Volume
+
+ALL = list(itertools.combinations(range(3), 2))
+
+
+@pytest.mark.parametrize("shape", [(8, 10, 12), (7, 9, 11)])
+def test_an_untaught_network_changes_nothing(shape):
+    volume = torch.randn(shape)
+    net = PlaneNet(8, 2)
+    torch.nn.init.zeros_(net.layers[-1].bias)
+    assert torch.allclose(corrected(net, volume, ALL), volume, atol=1e-6)
+
+
+def test_planes_are_put_back_where_they_came_from():
+    """A network that halves the middle plane halves the volume, whatever the axes."""
+    class Half(PlaneNet):
+        def forward(self, planes):
+            return planes[:, 1:2] / 2
+
+    volume = torch.randn(6, 7, 9)
+    for planes in ([p] for p in ALL):
+        assert torch.allclose(corrected(Half(4, 1), volume, planes), volume / 2, atol=1e-6)
+
+
+def test_pairs_show_the_same_place_with_its_neighbours():
+    """Each voxel holds its own index: the truth is the middle of what is seen, and neighbours lie one plane away."""
+    index = torch.arange(12 * 14 * 16.0).reshape(1, 12, 14, 16)
+    pairs = PlanePairs(PlaneNet(4, 1), index, index, index[0] > 100, ALL, 20, 8)
+    seen, truth, weight = pairs.batch(torch.Generator().manual_seed(0))
+    assert seen.shape == (20, 3, 8, 8) and torch.equal(seen[:, 1], truth) and torch.equal(weight, (truth > 100).float())
+    gaps = (seen[:, 2] - seen[:, 1]).flatten(1)
+    assert (gaps == gaps[:, :1]).all() and set(gaps[:, 0].abs().int().tolist()) == {1, 16, 14 * 16}
+
+
+def test_a_network_learns_a_known_correction():
+    """Truth is twice what is seen: most of the difference is gone after a few steps."""
+    seen = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    run = Run(seed=0)
+    net = PlaneNet(16, 2)
+    run.fit(PlanePairs(net, seen, 2 * seen, torch.ones(16, 16, 16), ALL, 4, 16), steps=150, lr=3e-3, name="double")
+    assert (corrected(net, seen[0], ALL) - 2 * seen[0]).square().mean() < 0.1 * seen.square().mean()
+
+
+def test_fitted_cuts_and_mirrors():
+    v = torch.arange(24.0).reshape(2, 3, 4)
+    assert torch.equal(fitted(v, (2, 3, 2)), v[:, :, 1:3])
+    wide = fitted(v, (5, 3, 4))
+    assert torch.equal(wide[:2], v) and torch.equal(wide[2], v[1]) and torch.equal(wide[3], v[0])
+
+
+@pytest.mark.parametrize(("axes", "want"), [((2, 0), [(0, 2)]), ((0, 1, 2), ALL), ((2,), [(0, 2), (1, 2)])])
+def test_the_planes_that_lose_something(axes, want):
+    stacks = []
+    for axis in axes:
+        spacing, shape = [1.0] * 3, [24] * 3
+        spacing[axis], shape[axis] = 4.0, 6
+        stacks.append(Stack(Volume(torch.rand(shape), Grid.from_spacing(shape, spacing, [-(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)])),
+                            4.0, through=axis))
+    case = Stacks(tuple(stacks), Grid.from_spacing((20, 20, 20), 1.0, (-9.5, -9.5, -9.5)))
+    assert _planes(SliceSystem(case, padded(case)[0])) == want
+
+
+def test_noise_is_found_and_anatomy_is_not_noise():
+    case = Stacks.toy(0, size=40)
+    rng = torch.Generator().manual_seed(0)
+    noisy = tuple(Stack(s.volume.with_data(s.volume.data + 4.0 * torch.randn(s.volume.data.shape, generator=rng)), s.thickness, through=s.axis)
+                  for s in case.stacks)
+    lattice = padded(case)[0]
+    before, after = (SliceSystem(c, lattice) for c in (case, Stacks(noisy, case.grid)))
+    assert after.noise() * after.scale == pytest.approx((4.0**2 + 1.0) ** 0.5, rel=0.15)
+    assert before.noise() * before.scale == pytest.approx(1.0, rel=0.3)
+
+
+def test_covered_is_where_every_stack_looks():
+    case = Stacks.toy(0)
+    lattice, inner = padded(case)
+    covered = SliceSystem(case, lattice).covered()
+    assert covered[tuple(slice(s.start + 4, s.stop - 4) for s in inner)].all() and not covered[0].any()
