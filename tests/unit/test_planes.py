@@ -66,8 +66,8 @@ def test_the_planes_that_lose_something(axes, want):
     for axis in axes:
         spacing, shape = [1.0] * 3, [24] * 3
         spacing[axis], shape[axis] = 4.0, 6
-        stacks.append(Stack(Volume(torch.rand(shape), Grid.from_spacing(shape, spacing, [-(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)])),
-                            4.0, through=axis))
+        origin = [-(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)]
+        stacks.append(Stack(Volume(torch.rand(shape), Grid.from_spacing(shape, spacing, origin)), 4.0, through=axis))
     case = Stacks(tuple(stacks), Grid.from_spacing((20, 20, 20), 1.0, (-9.5, -9.5, -9.5)))
     assert _planes(SliceSystem(case, padded(case)[0])) == want
 
