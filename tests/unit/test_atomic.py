@@ -110,6 +110,11 @@ def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         io.check_writable(tmp_path / "file" / "a.nii.gz")
+    (tmp_path / "series").mkdir()
+    io.check_writable(tmp_path / "series")  # an empty folder can take a DICOM series
+    (tmp_path / "series" / "0001.dcm").write_text("")
+    with pytest.raises(OutputError, match="holds other files"):
+        io.check_writable(tmp_path / "series")
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "series", "a.field"])

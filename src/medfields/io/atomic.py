@@ -59,6 +59,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     try:
+        if path.is_dir() and any(path.iterdir()):
+            raise FileExistsError(errno.ENOTEMPTY, "the folder holds other files", str(path))
         _stage(path).rmdir()
     except OSError as error:
         raise _refused(path, error) from error
