@@ -162,6 +162,8 @@ def row(task: str, method: str, psnr: float, variant: str = "", **more: object) 
 def test_the_page_is_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(plugins.DEFAULT, "superres", "default")
     table = [row("forrest-2x5", "default", 27.0, seed=s) for s in (0, 1)] + [row("forrest-2x5", "default", 25.5, "no profile")]
+    small = "forrest-small"
+    table += [row(small, "default", 27.0), row(small, "default", 25.5, "no profile"), row(small, "cubic-mean", 22.0, fidelity="classical")]
     table += [row("forrest-2x5", "srr-tv", 26.8, fidelity="classical"), row("forrest-2x5", "cubic-mean", 22.0, fidelity="classical")]
     table += [row("forrest-2x5", "srr-tv", 26.4, fidelity="classical")]  # newer than the row above
     text = results.page(table)  # type: ignore[arg-type]

@@ -126,13 +126,13 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "fourier": {"net": MLP(Fourier(size=128, sigma=3.0), width=128, depth=3), "steps": 1600, "lr": 2e-3, "samples": 2048, "nodes": 5},
     "mh-relu": {"net": MultiHead(cells=(12, 12, 12), width=96, depth=3, alpha=64), "steps": 1200, "lr": 3e-3, "samples": 2048, "nodes": 5},
     "hash": {"steps": 600},
-    "irem": {"net": MLP(Fourier(size=128, sigma=3.5), width=96, depth=8, skips=(3, 6)), "epochs": 30, "lr": 1e-3, "samples": 2048, "nodes": 5},
-    "spine-two-view": {"net": MLP(Fourier(size=256, sigma=3.5), width=160, depth=4), "epochs": 40, "lr": 2e-3, "samples": 2048, "nodes": 5},
-    "mcginnis": {"net": MLP(Fourier(size=256, sigma=3.5), width=160, depth=4, split=2), "epochs": 15, "lr": 2e-3, "samples": 2048, "nodes": 5},
+    "irem": {"net": MLP(Fourier(size=128, sigma=3.5), width=96, depth=8, skips=(3, 6)), "epochs": 25, "lr": 1e-3, "samples": 2048, "nodes": 5},
+    "spine-two-view": {"net": MLP(Fourier(size=256, sigma=3.5), width=160, depth=4), "epochs": 30, "lr": 2e-3, "samples": 2048, "nodes": 5},
+    "mcginnis": {"net": MLP(Fourier(size=256, sigma=3.5), width=160, depth=4, split=2), "epochs": 8, "lr": 2e-3, "samples": 2048, "nodes": 5},
     "ppn": {"net": MLP(Fourier(size=128, sigma=3.0), width=128, depth=4, skips=(2,)), "steps": 1400, "lr": 2e-3, "samples": 2048, "nodes": 5},
 }
 ABLATIONS = (
-    Ablation("no profile", ("forrest-small",), profile="none"),
+    Ablation("no profile", ("forrest-small",), ("siren", "hash", "irem", "spine-two-view", "own-slices"), profile="none"),
     # The strongest rival is tuned with the truth, which ours never sees.
     Ablation("weight 0.0018", ("forrest-2x5", "forrest-3x4", "forrest-small"), ("srr-tv",), overrides={"weight": 0.0018}),
     Ablation("weight 0.0035", ("forrest-2x5", "forrest-3x4", "forrest-small"), ("srr-tv",), overrides={"weight": 0.0035}),
