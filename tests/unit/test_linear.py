@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from medfields.cases import Stack, Stacks
+from medfields.operators import SliceOperator
 from medfields.solve.linear import SliceSystem, TotalVariation, conjugate_gradients, gradient, gradient_adjoint, padded
 from medfields.space import Grid, Volume
 
@@ -76,3 +77,9 @@ def test_total_variation_lowers_its_objective():
     assert best < 0.97 * start
     noise = torch.randn(state.x.shape, generator=torch.Generator().manual_seed(0))
     assert all(objective(state.x + e * noise) > best for e in (0.003, -0.003))
+
+
+def test_a_single_slice_is_rebuilt_on_its_own_grid():
+    grid = Grid.from_spacing((8, 8, 1), (1, 1, 5))
+    lattice, inner = padded(Stacks((Stack(Volume(torch.rand(8, 8, 1), grid), 5.0),), grid))
+    assert SliceOperator(lattice, grid, 2, "gauss", 5.0).shape == (8, 8, 1) and lattice.crop([s.start for s in inner], grid.shape).same_as(grid)

@@ -123,3 +123,20 @@ def test_constants_stay_and_voxels_outside_are_left_out():
 def test_a_stack_elsewhere_is_refused():
     with pytest.raises(GeometryError, match="inside the output grid"):
         SliceOperator(LATTICE, Grid.from_spacing((4, 4, 4), 1.0, origin=(100, 0, 0)), 2, "gauss", 4.0)
+
+
+def test_the_twin_of_the_adjoint_needs_no_gradient_mode():
+    operator = SliceOperator(LATTICE, _stack(turn=(0.2, -0.3, 0.1)), 2, "gauss", 3.0, 1)
+    y = torch.rand(operator.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(operator.adjoint(y.double()).float(), operator.adjoint(y), atol=1e-4)
+
+
+def test_slices_of_a_tilted_gantry_are_blurred_across_their_planes():
+    affine = _stack().affine.copy()
+    affine[0, 2] = 1.0  # each slice is shifted along the first axis
+    operator = SliceOperator(LATTICE, Grid((12, 10, 4), affine), 2, "gauss", 3.0, 1)
+    x = LATTICE.points()[..., 0].contiguous()  # does not vary across the planes, so no blur may be seen
+    at = torch.tensor(operator._m[0, 0] * np.arange(operator.shape[0]) + operator._t[0] + LATTICE.affine[0, 3])
+    assert np.allclose(Grid((12, 10, 4), affine).normal(2), [0, 0, 1])
+    assert torch.allclose(operator.apply(x)[:, 0, 0], at.float(), atol=1e-3)

@@ -148,3 +148,8 @@ def test_reading_a_whole_grid_equals_reading_its_points(interpolation):
 def test_a_single_slice_can_be_read():
     image = Volume(torch.rand(5, 6, 1), Grid.from_spacing((5, 6, 1), (1, 1, 4)), interpolation="cubic")
     assert torch.allclose(image.on(image.grid).data, image.data, atol=1e-5)
+
+
+def test_two_slices_are_interpolated_exactly():
+    volume = Volume(torch.rand(5, 5, 2), Grid.from_spacing((5, 5, 2), (1, 1, 4)), interpolation="cubic")
+    assert torch.allclose(volume.on(volume.grid).data, volume.data, atol=1e-5)

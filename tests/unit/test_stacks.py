@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from medfields.cases import Stack, Stacks
+from medfields.cases.stacks import percentiles
 from medfields.errors import GeometryError, InputError
 from medfields.io import write_volume
 from medfields.space import Grid, Volume
@@ -69,3 +70,9 @@ def test_fingerprint_sees_every_change():
     a, b = Stacks.toy(0), Stacks.toy(1)
     assert a.fingerprint() == Stacks.toy(0).fingerprint() != b.fingerprint()
     assert Stacks(a.stacks, a.grid, "box").fingerprint() != a.fingerprint()
+
+
+def test_percentiles_of_a_large_stack_see_every_slice():
+    data = torch.zeros(1024, 1024, 4)  # the first slice is air
+    data[..., 1:] = torch.linspace(1, 2, 3)
+    assert percentiles(data.flatten()).tolist() == [0, 2]

@@ -60,7 +60,7 @@ class Stack:
     @property
     def normal(self) -> np.ndarray:
         """[3] unit vector across the slices, RAS+."""
-        return self.volume.grid.directions[:, self.axis]
+        return self.volume.grid.normal(self.axis)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Stacks:
         ends = []
         for contrast in self.contrasts:
             seen = torch.cat([s.volume.data.flatten() for s in self.stacks if s.contrast == contrast])
-            ends.append(torch.quantile(seen[:: max(1, len(seen) // 1_000_000)], torch.tensor([0.01, 0.99])))
+            ends.append(percentiles(seen))
         low, high = torch.stack(ends).T
         return (low + high) / 2, ((high - low) / 2).clamp_min(1e-6)
 
@@ -175,7 +175,7 @@ class Stacks:
             volume = read_volume(path)
             through = int(np.argmax(volume.grid.spacing))
             given = thickness[n if len(thickness) > 1 else 0] if thickness else volume.about.get("thickness_mm")
-            fwhm = float(volume.grid.spacing[through] if given is None else given)
+            fwhm = float(volume.grid.normal(through) @ volume.grid.affine[:3, through] if given is None else given)
             stacks.append(Stack(volume, fwhm, contrasts[n] if contrasts else "", Path(path).name))
         grid = read_volume(like).grid if like else _common_grid(stacks, spacing)
         return cls(tuple(stacks), grid, profile)
@@ -207,6 +207,16 @@ class Stacks:
         return cls(tuple(stacks), fine)
 
 
+def percentiles(values: Tensor) -> Tensor:
+    """[2] the 1st and the 99th percentile; of two million values or more, those of a million that are drawn the same way every time.
+
+    Every n-th value would not do: where n is the number of slices, all would come from one slice.
+    """
+    if len(values) >= 2_000_000:
+        values = values[torch.randint(len(values), (1_000_000,), generator=torch.Generator().manual_seed(0)).to(values.device)]
+    return torch.quantile(values, torch.tensor([0.01, 0.99], device=values.device))
+
+
 def _common_grid(stacks: Sequence[Stack], spacing: float | None) -> Grid:
     """An isotropic lattice along the first stack's axes that holds the space seen by every stack (one contrast or several)."""
     first = stacks[0].volume.grid
@@ -217,7 +227,7 @@ def _common_grid(stacks: Sequence[Stack], spacing: float | None) -> Grid:
     for s in stacks:
         c = s.volume.grid.corners() @ frame
         lo, hi = np.maximum(lo, c.min(0)), np.minimum(hi, c.max(0))
-    if (hi - lo < mm).any():
+    if (hi - lo < mm * (1 - 1e-6)).any():
         a, b = stacks[0].name, stacks[-1].name
         if len(stacks) == 1:
             raise GeometryError(f"stack '{a}' is smaller than one output voxel of {mm:g} mm", "choose a smaller --spacing")

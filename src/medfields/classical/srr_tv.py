@@ -1,8 +1,8 @@
 """Super-resolution reconstruction: least squares through the slice profile with isotropic total variation, by ADMM.
 
 min over c of  1/2 sum_s |A_s c - y_s|^2 + weight sum_n |(D c)_n|: edges are kept, noise and ringing go. The split
-z = D c (Boyd et al. 2011, section 6.4.1; over-relaxed by 1.6) leaves a linear solve, exact in one pass where the stacks lie
-along the lattice, and a shrinkage.
+z = D c (Boyd et al. 2011, section 6.4.1; over-relaxed by 1.6) leaves a linear solve, close to exact in one pass where the stacks
+lie along the lattice, and a shrinkage.
 
 Needs: stacks with their slice thickness (mm).
 Gives: intensity, one channel for each contrast.

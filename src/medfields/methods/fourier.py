@@ -6,7 +6,7 @@ spread of B sets the bandwidth. All three encodings of the paper are at hand: `-
 Needs: stacks with their slice thickness (mm).
 Gives: intensity at any point.
 Deviations: the paper's 3-D MRI experiment fits k-space samples; here mini-batches of stack voxels through the slice profile, no
-sigmoid at the output, and a stop by measurements that were kept aside.
+sigmoid at the output, and a stop by measurements that were kept aside. A weak total variation is added; `--tv 0` is the published form.
 Fidelity: published (encodings, network size).
 Use when: you study encodings. srr-tv is sharper in a hundredth of the time.
 """
@@ -30,7 +30,7 @@ class FourierFeatures(Method):
 
     Args:
         net: encoding and network.
-        steps, lr: of Adam.
+        steps, lr: of Adam, cosine to a tenth.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
         tv: weight of the total variation between random pairs of points; 0 is the published form.

@@ -39,7 +39,7 @@ class HashGrid(Method):
 
     Args:
         net: encoding and network.
-        steps, lr: of Adam (0.9, 0.99, eps 1e-15); the network learns at a fifth of the tables' rate.
+        steps, lr: of Adam (0.9, 0.99, eps 1e-15), exponential to 3 %; the network learns at a fifth of the tables' rate.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
         tv: weight of the total variation between random pairs of points.

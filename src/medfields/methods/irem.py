@@ -5,7 +5,8 @@ Every voxel of every scan, placed in one world frame, is one example; the networ
 Needs: two or three stacks in different directions, aligned, with their slice thickness (mm).
 Gives: intensity at any point.
 Deviations: the paper treats a thick voxel as a point, which loses to averaging cubic interpolations once the slices have a true profile; here
-the case's profile is integrated, and `--profile none` is the published form. Rigid registration of the stacks is expected before.
+the case's profile is integrated, and a weak total variation is added; `--profile none --tv 0` is the published form. Rigid
+registration of the stacks is expected before.
 Fidelity: interpreted. Depth, skips and lr are read from secondary sources (15 to 18 fully connected ReLU layers, L2 loss, L = 256).
 Licence: no code was published; this file is built from the description.
 Use when: you compare with the paper. On two cores the published width needs hours; srr-tv needs seconds.
@@ -31,7 +32,7 @@ class IREM(Method):
     Args:
         net: Gaussian Fourier features and a deep ReLU network that reads them again on the way.
         epochs: passes over all stack voxels.
-        lr: of Adam.
+        lr: of Adam, cosine to a tenth.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
         tv: weight of the total variation between random pairs of points; 0 is the published form.

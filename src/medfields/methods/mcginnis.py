@@ -6,7 +6,8 @@ head"), each voxel supervising only its own. Training stops when the mutual info
 Needs: two aligned contrasts of one subject, at least one stack each (`--contrast t1=a.nii.gz t2=b.nii.gz`).
 Gives: both contrasts at any point, one channel each.
 Deviations: thick voxels are integrated over the case's profile instead of taken as points; one world box for fitting and reading, where the
-released code scales the output if the two extents differ; the optional information terms of the loss (off by default) are left out.
+released code scales the output if the two extents differ; the optional information terms of the loss (off by default) are left out. A weak
+total variation is added; `--tv 0` is the published form.
 Fidelity: published (encoding, body, heads, optimiser, batch, epochs, stop).
 Licence: the released code is CC BY-NC-SA; this file is built from the paper's description only.
 Use when: two contrasts are thick in different directions. With one contrast it has nothing to share.
@@ -50,7 +51,7 @@ class McGinnis(Method):
     Args:
         net: 256 Gaussian frequencies of sigma 4, a body of 1024 x 5, and a branch 1024 -> 512 -> 1 for each contrast.
         epochs: passes over all stack voxels, at most.
-        lr: of Adam, cosine.
+        lr: of Adam, cosine to a tenth.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
         tv: weight of the total variation between random pairs of points; 0 is the published form.

@@ -6,7 +6,7 @@ encoding reaches detail it could not see across the whole box. Each head reads a
 Needs: stacks with their slice thickness (mm).
 Gives: intensity at any point; cells meet only as well as they were taught to.
 Deviations: the paper's 2-D cells become 3-D boxes, and full batches of pixels mini-batches of stack voxels through the slice profile; a
-stop by measurements that were kept aside.
+stop by measurements that were kept aside. A weak total variation is added; `--tv 0` is the published form.
 Fidelity: published (body, sparse heads, learning rate and its decay).
 Use when: you study spectral bias. Speed, not quality, is what the method is for; srr-tv is better at both.
 """
@@ -30,7 +30,7 @@ class MultiHeadReLU(Method):
 
     Args:
         net: cells, body and sparsity of the heads.
-        steps, lr: of Adam.
+        steps, lr: of Adam, exponential to a tenth.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
         tv: weight of the total variation between random pairs of points; 0 is the published form.

@@ -3,10 +3,11 @@
 A single group atlas (susceptibility and T1w, 1 mm) is fitted by a coordinate network with one output for each map and read at 0.25 mm; a
 small nucleus is delineated there by hand, and `transfer` takes the drawing to an individual's grid.
 
-Needs: one stack for each map of the atlas, on any grids (isotropic voxels: the profile acts along the last axis only).
+Needs: one stack for each map of the atlas, on any grids (the profile acts across the slices; with isotropic voxels, along the first axis).
 Gives: all maps at any point, one channel each; labels on another grid by `transfer`.
-Deviations: voxels are integrated over the case's profile; `--profile none` is the published point sampling. A single image holds no detail
-above its own sampling: the gain over cubic interpolation is what the profile gives back, and without it about nothing.
+Deviations: voxels are integrated over the case's profile; `--profile none` is the published point sampling. A weak total variation is
+added; `--tv 0` is the published form. A single image holds no detail above its own sampling: the gain over cubic interpolation is what the
+profile gives back, and without it about nothing.
 Fidelity: interpreted (network after IREM, which the paper names; details unread).
 Licence: no code was published.
 Use when: you draw on an atlas finer than its voxels. For patients with two or more thick scans use the default method.
@@ -57,7 +58,7 @@ class PPN(Method):
 
     Args:
         net: Gaussian Fourier features and a ReLU network, one output for each map.
-        steps, lr: of Adam, cosine.
+        steps, lr: of Adam, cosine to a tenth.
         samples: voxels in a step.
         nodes: quadrature points under the profile.
         tv: weight of the total variation between random pairs of points; 0 is the published form.

@@ -1,11 +1,12 @@
 """SIREN: one network of sines fitted to all stacks through the slice profile.
 
-y = integral p(z) f(x + z n) dz for every stack voxel, f a sine network of world coordinates; its smoothness is the only prior.
+y = integral p(z) f(x + z n) dz for every stack voxel, f a sine network of world coordinates; its smoothness is the main prior.
 
 Needs: stacks with their slice thickness (mm).
 Gives: intensity at any point; derivatives of every order.
-Deviations: the paper fits pixels as points at lr 1e-4 with full batches; here mini-batches through the slice profile, and it
-stops when measurements that were kept aside are no longer predicted better.
+Deviations: the paper fits pixels as points at lr 1e-4 with full batches; here mini-batches through the slice profile, a rate that falls to
+a tenth, and a stop when measurements that were kept aside are no longer predicted better. A weak total variation is added: thick slices
+leave oblique detail undetermined; `--tv 0` is the published form.
 Fidelity: published (network and initialisation).
 Use when: you need smooth derivatives of the image. srr-tv is sharper in a hundredth of the time.
 """
@@ -29,7 +30,7 @@ class SIREN(Method):
 
     Args:
         net: the network.
-        steps, lr: of Adam.
+        steps, lr: of Adam, cosine to a tenth.
         samples: stack voxels in a step.
         nodes: quadrature points under each slice profile.
         tv: weight of the total variation between random pairs of points; 0 is the published form.

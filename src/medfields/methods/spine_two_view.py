@@ -7,7 +7,8 @@ Gives: intensity at any point.
 Deviations: text and published code differ: the text says the isotropic image supervises, the code trains on the two thick views and uses the
 isotropic one for metrics only; the views are what this file trains on. The released code cannot run as shipped (it imports a class that does
 not exist, and its configuration asks for a sine network with a ReLU model). Thick voxels are integrated over the case's profile instead of
-taken as points (`--profile none` for the latter), and 1 in 5 spline resampling gives way to true slice profiles in our evidence.
+taken as points (`--profile none` for the latter), and 1 in 5 spline resampling gives way to true slice profiles in our evidence. A weak total
+variation is added; `--tv 0` is the published form.
 Fidelity: published (encoding, width, depth, optimiser, batch, epochs).
 Licence: the project is MIT; nothing of it is used here.
 Use when: you compare with the project. Four layers of 1024 units are a GPU's work; on two cores give `--net.width 256`.

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import GeometryError
+from ..kernels.dispatch import backend
 from ..kernels.spline import spline_base, spline_weights
 from ..space import Grid
 
@@ -145,7 +146,7 @@ class SliceOperator:
         self.shape = grid.shape
         m = np.linalg.inv(lattice.affine) @ grid.affine
         self._m, self._t = np.ascontiguousarray(m[:3, :3]), m[:3, 3].copy()
-        self._d, self._z, self._w = m[:3, axis] / grid.spacing[axis], z, w
+        self._d, self._z, self._w = np.linalg.inv(lattice.affine)[:3, :3] @ grid.normal(axis), z, w
         self.factors = self._factors(profile, thickness, grid.spacing[axis]) if exact else None
 
     def _factors(self, profile: str, thickness: float, distance: float) -> list[Factor] | None:
@@ -176,7 +177,7 @@ class SliceOperator:
         if self.factors is None:
             from ..kernels.slices import slice_gather, slice_gather_torch  # Numba takes a second to load; parallel stacks do without
 
-            walk = slice_gather if c.device.type == "cpu" and c.dtype == torch.float32 else slice_gather_torch
+            walk = slice_gather if backend(c) == "numba" else slice_gather_torch
             return walk(c, self._m, self._t, self._d, self._z, self._w, self.degree, self.shape) * self.inside.to(c.device)
         for d in self._order():
             c = self.factors[d].apply(c, d)
@@ -188,14 +189,25 @@ class SliceOperator:
         if self.factors is None:
             from ..kernels.slices import slice_scatter
 
-            if y.device.type == "cpu" and y.dtype == torch.float32:
+            if backend(y) == "numba":
                 return slice_scatter(y, self._m, self._t, self._d, self._z, self._w, self.degree, self.lattice.shape)
-            zero = torch.zeros(self.lattice.shape, dtype=y.dtype, device=y.device, requires_grad=True)
-            return torch.autograd.grad((self.apply(zero) * y).sum(), zero)[0]
+            return self._transposed(y)
         y = y.permute(*[f.axis for f in self.factors])
         for d in reversed(self._order()):
             y = self.factors[d].adjoint(y, d)
         return y
+
+    @torch.enable_grad()
+    def _transposed(self, y: Tensor) -> Tensor:
+        """A^T y of the walk in plain torch, by differentiating it; one node of the profile at a time, for memory's sake."""
+        from ..kernels.slices import slice_gather_torch
+
+        c = torch.zeros(self.lattice.shape, dtype=y.dtype, device=y.device, requires_grad=True)
+        total = torch.zeros_like(c)
+        for z, w in zip(self._z[:, None], self._w[:, None], strict=True):
+            seen = slice_gather_torch(c, self._m, self._t, self._d, z, w, self.degree, self.shape)
+            total += torch.autograd.grad(seen, c, y)[0]
+        return total
 
     def _order(self) -> list[int]:
         """Lattice axes, the slice profile first: it leaves the least to do for the others."""
@@ -220,7 +232,7 @@ class _Linear(torch.autograd.Function):
 
 def _inside(lattice: Grid, stack: Grid, axis: int, reach: float) -> tuple[tuple[slice, slice, slice], np.ndarray]:
     """The smallest block of the stack that holds every voxel whose profile stays inside the lattice, and which those are."""
-    end = reach * stack.directions[:, axis]
+    end = reach * stack.normal(axis)
     inside: np.ndarray = np.empty(stack.shape, bool)
     top = np.array(lattice.shape) - 0.5 + 1e-3
     for a in range(stack.shape[0]):

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..cases import Stack, Stacks
+from ..cases.stacks import percentiles
 from ..operators.slices import SliceOperator
 from ..space import Grid
 
@@ -98,7 +99,7 @@ class SliceSystem:
         self.operators = [_operator(lattice, s, case.profile, degree) for s in case.stacks]
         raw = [s.volume.data[0][o.block].to(device) for s, o in zip(case.stacks, self.operators, strict=True)]
         seen = torch.cat([y[o.inside.to(device)] for y, o in zip(raw, self.operators, strict=True)])
-        ends = torch.quantile(seen[:: max(1, len(seen) // 1_000_000)], torch.tensor([0.01, 0.99], device=device))
+        ends = percentiles(seen)
         self.offset, self.scale = float(ends[0]), max(float(ends[1] - ends[0]), 1e-6 * max(1.0, float(seen.abs().max())))
         self.y = [(y - self.offset) / self.scale * o.inside.to(device) for y, o in zip(raw, self.operators, strict=True)]
 
@@ -188,8 +189,6 @@ def _operator(lattice: Grid, stack: Stack, profile: str, degree: int) -> SliceOp
 def padded(case: Stacks) -> tuple[Grid, tuple[slice, slice, slice]]:
     """The result's grid widened so that every slice profile that touches it fits in, and where the result lies in it."""
     margin = np.ceil(case.reach() / case.grid.spacing + 0.5).astype(int)
-    if case.grid.is_2d:
-        margin[2] = 0
     wide = case.grid.crop(-margin, np.array(case.grid.shape) + 2 * margin)
     inner = [slice(int(m), int(m) + n) for m, n in zip(margin, case.grid.shape, strict=True)]
     return wide, (inner[0], inner[1], inner[2])

@@ -69,6 +69,12 @@ class Grid:
         """[3, 3], columns are the unit vectors of the i, j, k steps."""
         return self.affine[:3, :3] / self.spacing
 
+    def normal(self, axis: int) -> np.ndarray:
+        """[3] unit vector across the planes of the other two axes, towards the steps of `axis`; along them unless the grid is sheared."""
+        a, b = (self.directions[:, d] for d in range(3) if d != axis)
+        across, step = np.cross(a, b) / np.linalg.norm(np.cross(a, b)), self.directions[:, axis]
+        return step if abs(across @ step) > 1 - 1e-9 else across * np.sign(across @ step)
+
     @property
     def is_2d(self) -> bool:
         return self.shape[2] == 1

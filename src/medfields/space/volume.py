@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..kernels.dispatch import backend
 from ..kernels.spline import spline_values
 from .grid import Grid
 
@@ -70,7 +71,7 @@ class Volume(nn.Module):
         """B-spline coefficients that give back the data, how many were added before the first voxel [3], and the degree."""
         if self.interpolation == "linear":
             return self.data, torch.zeros(3), 1
-        pad = [2 if n > 2 else 0 for n in self.grid.shape]
+        pad = [2 if n > 1 else 0 for n in self.grid.shape]
         if self._cubic is None:
             lattice = self.data.detach().cpu().numpy().astype(np.float64)
             for axis in (1, 2, 3):
@@ -83,8 +84,8 @@ class Volume(nn.Module):
 
     @torch.no_grad()
     def on(self, grid: Grid) -> Volume:
-        """This function read at the voxel centres of another grid; on the CPU by the compiled kernel, elsewhere slab by slab."""
-        if self.data.device.type == "cpu":
+        """This function read at the voxel centres of another grid; by the compiled kernel on the CPU, elsewhere slab by slab."""
+        if backend(self.data) == "numba":
             data = self._walk(grid)
         else:
             step = max(1, 1_000_000 // (grid.shape[1] * grid.shape[2]))

@@ -132,7 +132,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "ppn": {"net": MLP(Fourier(size=128, sigma=3.0), width=128, depth=4, skips=(2,)), "steps": 1400, "lr": 2e-3, "samples": 2048, "nodes": 5},
 }
 ABLATIONS = (
-    Ablation("no profile", ("forrest-small",), ("siren", "hash", "irem", "spine-two-view", "own-slices"), profile="none"),
+    Ablation("no profile", ("forrest-small",), ("siren", "hash", "spine-two-view", "own-slices"), profile="none"),
     # The strongest rival is tuned with the truth, which ours never sees.
     Ablation("weight 0.0018", ("forrest-2x5", "forrest-3x4", "forrest-small"), ("srr-tv",), overrides={"weight": 0.0018}),
     Ablation("weight 0.0035", ("forrest-2x5", "forrest-3x4", "forrest-small"), ("srr-tv",), overrides={"weight": 0.0035}),
