@@ -148,6 +148,7 @@ WORDS = [
     (("-o", "iso.nii.gz", "--spacing", "-1"), 3, "positive"),
     (("-o", "iso.nii.gz", "--spacing", "nan"), 3, "positive"),
     (("-o", "iso.nii.gz", "--spacing", "0.0001"), 7, "--spacing"),
+    (("-o", "iso.nii.gz", "--spacing", "1e-6"), 7, "--spacing"),  # more voxels than 64 bits count
     (("-o", "iso.nii.gz", "--thickness", "0"), 3, "thickness"),
     (("-o", "iso.nii.gz", "--thickness", "1", "2", "3"), 2, "thicknesses"),
     (("-o", "iso.nii.gz", "--like", "nowhere.nii.gz"), 4, "nowhere"),
@@ -159,6 +160,7 @@ WORDS = [
     (("-o", "iso.nii.gz", "--config", "missing.toml"), 4, "missing.toml"),
     (("-o", "iso.nii.gz", "--contrast", "t1=a.nii.gz"), 2, "contrast"),
     (("-o", "iso.png"), 2, "format"),
+    (("-o", "./a.nii.gz"), 5, "overwritten"),
     ((), 2, "-o"),
     (("-o", "a.nii.gz/iso.nii.gz"), 5, "not a folder"),
 ]

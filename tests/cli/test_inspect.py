@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 from medfields import plugins
+from medfields.fields import BSpline, Field
+from medfields.io import write_field
+from medfields.space import Grid
 
 
 def test_list_has_one_line_for_each_method(medfields) -> None:
@@ -41,6 +44,17 @@ def test_cite_reads_what_the_card_says(medfields, tmp_path: Path) -> None:
     assert medfields("cite", folder).out == said
     (folder / "config.toml").write_text("method = ")
     assert medfields("cite", folder).code == 4
+    assert "year" not in medfields("cite", "siren").out  # arXiv:2006.09661 is of 2020
+
+
+def test_cite_reads_the_method_from_a_field(medfields, tmp_path: Path) -> None:
+    grid = Grid.from_spacing((2, 2, 2), 1.0)
+    field = Field(BSpline.on(grid), grid.box())
+    write_field(field, tmp_path / "iso.field", about={"method": "srr-cg"})
+    assert medfields("cite", "iso.field").out == medfields("cite", "srr-cg").out
+    write_field(field, tmp_path / "iso.field")
+    said = medfields("cite", "iso.field")
+    assert said.code == 4 and "does not say" in said.err
 
 
 def test_doctor_reports_the_parts(medfields) -> None:

@@ -92,6 +92,7 @@ def test_points_from_a_table(medfields, ramp: Path, tmp_path: Path) -> None:
         (("-o", "x.csv", "--points", "bad.csv"), 4, "line 3"),
         (("-o", "x.csv", "--points", "noheader.csv"), 4, "x,y,z"),
         (("-o", "x.csv", "--points", "none.csv"), 4, "no points"),
+        (("-o", "./p.csv", "--points", "p.csv"), 5, "overwritten"),
         (("-o", "x.xyz"), 5, ".nii.gz"),
         (("-o", "x.nii.gz", "--threads", "0"), 2, "threads"),
     ],

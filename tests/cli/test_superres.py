@@ -72,6 +72,7 @@ def test_files_with_mistakes_name_them(tmp_path: Path) -> None:
         ('method = "srr-cg"\n[hyper]\nstep = 1\n', UnknownName, "steps"),
         ('method = "srr-cg"\n[hyper]\nsteps = "many"\n', InputError, "steps"),
         ('task = "ct"\n', InputError, "superres"),
+        ("hyper = 3\n", InputError, "hyper"),
     ):
         file.write_text(text)
         with pytest.raises(error, match=words):

@@ -55,7 +55,7 @@ def show(name: Positional[str], source: bool = False) -> None:
 
 
 def cite(what: Annotated[str, tyro.conf.Positional]) -> None:
-    """What to cite for a method, a finished run folder, or a .field file.
+    """What to cite for a method, a run folder, or a .field file.
 
     Args:
         what: name of a method, a run folder, or a .field file.
@@ -65,7 +65,15 @@ def cite(what: Annotated[str, tyro.conf.Positional]) -> None:
 
 
 def method_of(what: str) -> str:
-    """The method name behind a run folder, or the name itself."""
+    """The method name behind a run folder or a .field file, or the name itself."""
+    if what.endswith(".field"):
+        from ..io import read_field_header  # loads torch, which a name does not need
+
+        about = read_field_header(what).get("about")
+        name = about.get("method") if isinstance(about, dict) else None
+        if not isinstance(name, str):
+            raise FileError(f"{what} does not say which method made it", "give the name of the method")
+        return name
     folder = Path(what)
     if not folder.is_dir():
         return what
@@ -83,7 +91,7 @@ def bibtex(entry: plugins.Entry) -> str:
     doi = re.search(r"10\.\d{4,9}/[^\s,;)]+", entry.paper)
     url = re.search(r"https?://[^\s,;)]+", entry.paper)
     arxiv = re.search(r"arXiv[: ]?(\d{4}\.\d{4,5})", entry.paper, re.IGNORECASE)
-    year = re.search(r"\b(19|20)\d\d\b", re.sub(r"\S*/\S*", "", entry.paper))  # not the digits of a DOI or an address
+    year = re.search(r"\b(19|20)\d\d\b(?!\.\d)", re.sub(r"\S*/\S*", "", entry.paper))  # not the digits of a DOI, an address or an arXiv number
     fields = {
         "note": f"{entry.name}: {entry.title} {entry.paper}",
         "year": year.group() if year else "",

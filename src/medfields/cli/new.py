@@ -93,4 +93,5 @@ def new(name: Positional[str], like: str = "", folder: Annotated[Path, tyro.conf
         raise OutputError(f"{path} already exists", "choose another name, or remove the file") from None
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}", "choose another --folder") from error
-    print(f"{path}\ntest it:  medfields check ./{path}\nrun it:   medfields superres a.nii.gz b.nii.gz -o iso.nii.gz --method ./{path}")
+    shown = path if path.is_absolute() else f"./{path}"
+    print(f"{path}\ntest it:  medfields check {shown}\nrun it:   medfields superres a.nii.gz b.nii.gz -o iso.nii.gz --method {shown}")

@@ -44,7 +44,7 @@ def query(
         gradient: write the gradient per mm instead of the value: its magnitude, or its x, y, z as channels.
         threads: processor threads; default all.
     """
-    from .work import read_any_field, use_threads
+    from .work import read_any_field, spare, use_threads
 
     if sum(map(bool, (spacing is not None, like, points))) > 1:
         raise InputError("--spacing, --like and --points exclude one another", "give one of them")
@@ -55,6 +55,7 @@ def query(
         return
     from ..io import check_writable, write_volume
 
+    spare([Path(output)], [field, like])
     check_writable(output)
     grid = _grid(function, spacing, like)
     volume = evaluate(function, grid, gradient)
@@ -112,10 +113,11 @@ def _at_points(field: Field, points: Path, output: Path, gradient: Gradient | No
     import torch
 
     from ..io import atomic, check_writable
-    from .work import Slope
+    from .work import Slope, spare
 
     if output.suffix != ".csv":
         raise InputError(f"values at points are written as a table, not as {output.name}", "give -o values.csv")
+    spare([output], [points])
     check_writable(output)
     axes = ["x", "y", "z", "t"][: field.box.ndim]
     rows = read_points(points, axes)

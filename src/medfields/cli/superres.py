@@ -70,12 +70,12 @@ TRANSIENT = ("output", "config", "run", "threads", "device")
 def superres(words: list[str]) -> None:
     """Run the command; `words` are what follows its name."""
     options, method = parse(words)
-    outputs = Outputs.of(options)
     paths, contrasts = _inputs(options)
+    outputs = Outputs.of(options)
     from ..cases import Stacks
     from ..io import check_writable
     from ..solve import Run, Terminal
-    from .work import require_memory, use_threads
+    from .work import require_memory, spare, use_threads
 
     use_threads(options.threads)
     start = time.monotonic()
@@ -87,7 +87,9 @@ def superres(words: list[str]) -> None:
         f"an output of {' x '.join(map(str, case.grid.shape))} voxels",
         "choose a larger --spacing",
     )
-    for path in (*outputs.volumes(case.contrasts), outputs.field):
+    places = (*outputs.volumes(case.contrasts), outputs.field)
+    spare(places, (*paths, options.like))
+    for path in places:
         check_writable(path)
     with Run(
         outputs.run,
@@ -123,6 +125,8 @@ def parse(words: list[str]) -> tuple[Options, Method]:
         raise InputError(f"{path} is not a configuration of {TASK}")
     table.pop("medfields", None)
     hyper = table.pop("hyper", {})
+    if not isinstance(hyper, dict):
+        raise InputError(f"{path}: hyper cannot be {hyper!r}", "the options of the method stand below a line that reads [hyper]")
     given = from_table(Options, table, path)
     name = peek(words, "--method") or given.method or plugins.default(TASK)
     entry = plugins.find(name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import plugins
-from ..errors import InputError, OutOfMemory, UnknownName
+from ..errors import InputError, OutOfMemory, OutputError, UnknownName
 from ..fields import Field
 from ..io import read_field
 
@@ -43,6 +45,14 @@ def require_memory(size: int, what: str, hint: str) -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 36
     if size > total:
         raise OutOfMemory(f"{what} needs {size / 2**30:.3g} GiB, this machine has {total / 2**30:.3g}", hint)
+
+
+def spare(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
+    """Raise OutputError if a result would take the place of a file it is made from: a scan may be the only copy."""
+    read = [Path(path) for path in inputs if path]
+    for path in outputs:
+        if path.exists() and any(path.samefile(other) for other in read):
+            raise OutputError(f"{path} is an input of this command and would be overwritten", "choose another name with -o")
 
 
 def read_any_field(path: str) -> Field:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ class Grid:
     @property
     def size(self) -> int:
         """Number of voxels."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def centre(self) -> np.ndarray:
