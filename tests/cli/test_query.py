@@ -106,3 +106,10 @@ def test_mistakes_are_named_and_leave_nothing(medfields, ramp: Path, tmp_path: P
     said = medfields("query", ramp, *words)
     assert said.code == code and says in said.err and said.err.startswith("medfields: error: "), said.err
     assert set(tmp_path.iterdir()) == before
+
+
+def test_points_outside_the_field_are_nan_and_said(medfields, ramp: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("x,y,z\n900,0,0\n" + ",".join(f"{v:g}" for v in GRID.centre) + "\n")
+    done = medfields("query", ramp, "-o", "v.csv", "--points", "p.csv")
+    rows = (tmp_path / "v.csv").read_text().splitlines()
+    assert done.code == 0 and "1 of them outside" in done.out and rows[1].endswith("nan") and not rows[2].endswith("nan")

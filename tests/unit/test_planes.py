@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from medfields.cases import Stack, Stacks
-from medfields.methods.own_slices import _planes
+from medfields.errors import InputError
+from medfields.methods.own_slices import OwnSlices, _planes
 from medfields.solve import Run
 from medfields.solve.linear import SliceSystem, padded
 from medfields.solve.planes import PlaneNet, PlanePairs, corrected, fitted
@@ -88,3 +89,14 @@ def test_covered_is_where_every_stack_looks():
     lattice, inner = padded(case)
     covered = SliceSystem(case, lattice).covered()
     assert covered[tuple(slice(s.start + 4, s.stop - 4) for s in inner)].all() and not covered[0].any()
+
+
+def test_a_volume_too_small_to_learn_from_is_refused():
+    with pytest.raises(InputError, match="leave nothing to learn from"):
+        PlanePairs(PlaneNet(4, 1), torch.zeros(1, 8, 8, 1), torch.zeros(1, 8, 8, 1), torch.ones(8, 8, 1), ALL, 2, 8)
+
+
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"patches": -1}, {"weight": -1.0}, {"lr": float("nan")}])
+def test_hyper_parameters_that_nobody_can_mean(wrong):
+    with pytest.raises(InputError, match=r"must be a (count|number)"):
+        OwnSlices(**wrong)

@@ -122,15 +122,18 @@ def _at_points(field: Field, points: Path, output: Path, gradient: Gradient | No
     axes = ["x", "y", "z", "t"][: field.box.ndim]
     rows = read_points(points, axes)
     function = field if gradient is None else Slope(field, gradient)
+    at_points = torch.tensor(rows, dtype=torch.float32)
     with torch.inference_mode():
-        values = torch.cat([function(part) for part in torch.tensor(rows, dtype=torch.float32).split(1 << 18)])
+        values = torch.cat([function(part) for part in at_points.split(1 << 18)])
+    outside = ~field.box.contains(at_points)
+    values = values.masked_fill(outside[:, None], float("nan"))  # whatever the field continues with there was never measured
     with atomic(output) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow([*axes, *_names(field, gradient)])
         table.writerows(
             [*(f"{v:.10g}" for v in at), *(f"{v:.7g}" for v in value)] for at, value in zip(rows, _numbers(values), strict=True)
         )
-    print(f"{output}  {len(rows)} points")
+    print(f"{output}  {len(rows)} points{f', {int(outside.sum())} of them outside the field: nan' if outside.any() else ''}")
 
 
 def _numbers(values: Tensor) -> list[list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -53,6 +54,20 @@ class Method(ABC):
         if "__dataclass_params__" not in cls.__dict__:
             raise InputError(f"the method {cls.__name__} is not a dataclass", "write @dataclass(frozen=True) above it")
         return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nobody can mean; a method for which zero counts or negative numbers mean something says so itself.
+
+        Raises:
+            InputError: for a count below 1, or a number that is negative or not finite.
+        """
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if not math.isfinite(value) or value < (1 if isinstance(value, int) else 0):
+                asked = "a count of at least 1" if isinstance(value, int) else "a number of at least 0"
+                raise InputError(f"{f.name.replace('_', '-')} must be {asked}, got {value:g}", "see the method's --help")
 
     def learn(self, cohort: Any, run: Run) -> nn.Module:
         """Learn from other subjects what `solve` takes as its prior."""

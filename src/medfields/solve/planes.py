@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..kernels.workers import each
 from .problem import Problem
 
@@ -52,7 +53,9 @@ class PlanePairs(Problem):
         self.register_buffer("seen", seen, persistent=False)
         self.register_buffer("truth", truth, persistent=False)
         self.register_buffer("covered", covered.float(), persistent=False)
-        self.patch = min(patch, *(n // 2 * 2 for n in seen.shape[1:]))
+        self.patch = min(patch, *seen.shape[1:]) // 2 * 2
+        if self.patch < 2 or min(seen.shape[1:]) < 3:
+            raise InputError(f"patches of {patch} voxels in a volume of {tuple(seen.shape[1:])} leave nothing to learn from", "use srr-tv")
 
     def batch(self, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         seen, truth, weight = [], [], []
