@@ -128,7 +128,8 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "hash": {"steps": 600},
     "irem": {"net": MLP(Fourier(size=128, sigma=3.5), width=96, depth=8, skips=(3, 6)), "epochs": 25, "lr": 1e-3, "samples": 2048, "nodes": 5},
     "spine-two-view": {"net": MLP(Fourier(size=256, sigma=3.5), width=160, depth=4), "epochs": 30, "lr": 2e-3, "samples": 2048, "nodes": 5},
-    "mcginnis": {"net": MLP(Fourier(size=256, sigma=3.5), width=160, depth=4, split=2), "epochs": 8, "patience": 8, "lr": 2e-3, "samples": 2048, "nodes": 5},
+    "mcginnis": {"net": MLP(Fourier(size=256, sigma=3.5), width=160, depth=4, split=2), "epochs": 8, "patience": 8, "lr": 2e-3,
+                 "samples": 2048, "nodes": 5},
     "ppn": {"net": MLP(Fourier(size=128, sigma=3.0), width=128, depth=4, skips=(2,)), "steps": 1400, "lr": 2e-3, "samples": 2048, "nodes": 5},
 }
 ABLATIONS = (
