@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medfields.errors import InputError
-from medfields.kernels.adam import adam_lazy_
+from medfields.kernels.adam import adam_
 from medfields.solve import optimise
 from medfields.solve.optimise import Adam
 
@@ -56,14 +56,15 @@ def test_entries_without_a_gradient_stay_put() -> None:
     assert (q[100:] != kept[0][100:]).all()  # what laziness changes: Adam drifts on with the old momentum
 
 
-def test_compiled_and_plain_update_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lazy", [True, False])
+def test_compiled_and_plain_update_agree(monkeypatch: pytest.MonkeyPatch, lazy: bool) -> None:
     grad = gradients(1, torch.Size((1000, 3)))[0]
     grad[::3] = 0
     results = []
     for name in ("numba", "torch"):
         monkeypatch.setenv("MEDFIELDS_KERNELS", name)
         p, m, v = torch.ones(1000, 3), torch.full((1000, 3), 0.1), torch.full((1000, 3), 0.2)
-        adam_lazy_(p, grad, m, v, step=3, lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
+        adam_(p, grad, m, v, step=3, lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, lazy=lazy)
         results.append((p, m, v))
     for ours, twin in zip(*results, strict=True):
         torch.testing.assert_close(ours, twin)

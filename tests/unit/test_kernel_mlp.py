@@ -9,7 +9,7 @@ import torch
 
 from medfields.errors import UnknownName
 from medfields.kernels import mlp
-from medfields.kernels.relu_numba import relu_, relu_backward_
+from medfields.kernels.mlp_numba import last_, relu_, relu_backward_
 
 N = 3 * mlp.SMALL + 17  # several chunks for wide layers, the last one ragged
 
@@ -47,10 +47,11 @@ def test_fp32_chunks_differ_from_the_twin_by_rounding(activation: str) -> None:
         assert error(ours, twin) < 1e-5
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_bf16_keeps_its_stated_tolerance(activation: str) -> None:
+def test_bf16_keeps_its_stated_tolerance(activation: str, outputs: int) -> None:
     mlp.set_policy("bf16")
-    net = network()
+    net = network(outputs=outputs)
     ours, twin = run(mlp.mlp_forward, activation, *net), run(mlp.mlp_torch, activation, *net)
     assert all(t.dtype == torch.float32 for t in ours)
     assert 1e-6 < error(ours[0], twin[0]) < 0.01  # not equal: bf16 did run
@@ -59,12 +60,24 @@ def test_bf16_keeps_its_stated_tolerance(activation: str) -> None:
 
 
 def test_relu_on_the_bits_of_bfloat16_is_relu() -> None:
-    z = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)  # every number there is
-    h, g = relu_(z.clone()), torch.linspace(-1, 1, 2**16).to(torch.bfloat16)
+    z = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16).view(-1, 64)  # every number there is
+    h, g = relu_(z.clone()), torch.linspace(-1, 1, 2**16).to(torch.bfloat16).view(-1, 64)
     assert torch.equal(h.isnan(), z.isnan())
     assert torch.equal(h.nan_to_num(7.0), z.relu().nan_to_num(7.0))
     kept = z.isnan() | (z > 0)
-    assert torch.equal(relu_backward_(g.clone(), h), torch.where(kept, g, torch.zeros_like(g)))
+    masked = torch.where(kept, g, torch.zeros_like(g))
+    of_bias = relu_backward_(g, h)
+    assert torch.equal(g, masked)
+    torch.testing.assert_close(of_bias, masked.float().sum(0), rtol=1e-5, atol=1e-3)
+
+
+def test_relu_takes_along_a_last_layer_of_one_output() -> None:
+    rng = torch.Generator().manual_seed(0)
+    z, weight, bias, y = torch.randn(1500, 37, generator=rng).bfloat16(), torch.randn(1, 37, generator=rng), torch.ones(1), torch.empty(1500, 1)
+    h = z.relu()
+    last_(z, weight, bias, y)
+    assert torch.equal(z, h)
+    torch.testing.assert_close(y, torch.nn.functional.linear(h.float(), weight, bias), rtol=1e-5, atol=1e-5)
 
 
 def test_a_nan_is_seen_in_either_precision() -> None:

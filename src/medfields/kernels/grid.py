@@ -68,7 +68,7 @@ class _GridEncode(torch.autograd.Function):
             wanted = [t for t, needed in ((u01, to_points), (table, to_table)) if needed]
             found = list(torch.autograd.grad(grid_encode_torch(u01, table, ctx.layout, mask), wanted, grads[0], create_graph=True))
             return found.pop(0) if to_points else None, found.pop(0) if to_table else None, None, None, None
-        grad = grads[0].contiguous()
+        grad = grads[0]
         points = ctx.kernels.point_gradient(u01, table, grad, ctx.layout, mask) if to_points else None
         rows = ctx.kernels.table_gradient(u01, grad, ctx.layout, mask) if to_table else None
         return points, rows, None, None, None

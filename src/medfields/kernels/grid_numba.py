@@ -4,8 +4,12 @@ Points are taken in blocks that stay in the first cache. `_corners` writes rows 
 points that vectorises because every buffer is flat and every stride a constant; the loops over corners then only gather or scatter.
 D and F are known to the compiler as lengths of the tuples `axes` and `features`, so the short loops are unrolled.
 
-Sums run in a fixed order whatever the number of threads, so the same input gives the same bytes: the forward pass and the gradient to
-the coordinates share out the points, the gradient to the table shares out the levels, each level's rows belonging to one thread.
+Features and their gradients lie column by column in memory: a pass over one level streams what it writes or reads, where rows would bring
+in a cache line for each point of each level.
+
+Sums run in a fixed order whatever the number of threads, so the same input gives the same bytes: the gradient to the coordinates shares
+out the points, the gradient to the table the levels, each level's rows belonging to one thread, and the forward pass levels too as long
+as they divide evenly, so that a level's rows are brought into one core's cache only.
 """
 
 from __future__ import annotations
@@ -73,72 +77,70 @@ def _sweep(rows):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _forward_tile(axes, features, u, table, n, step, mask, offset, level_mask, out):  # type: ignore[no-untyped-def]
-    corners, width, columns = 1 << len(axes), len(features), len(features) * len(mask)
+def _forward_level(axes, features, u, values, n, step, mask, scale, stride, out):  # type: ignore[no-untyped-def]
+    corners, width, points = 1 << len(axes), len(features), len(u) // len(axes)
     rows, weights = np.empty(corners * BLOCK, np.uint32), np.empty(corners * BLOCK, np.float32)
-    points = len(u) // len(axes)
-    for level in range(len(mask)):
-        values = table[offset[level] * width :]
-        scale = level_mask[level]
-        size = offset[level + 1] - offset[level]
-        if points * corners > size:
-            out[level * width] = _sweep(values[: size * width])  # overwritten below; a result nobody keeps would not be computed
-        for start in range(0, points, BLOCK):
-            count = min(BLOCK, points - start)
-            block = out[start * columns + level * width :]
-            if scale == ZERO:
-                for q in range(count):
-                    for f in range(width):
-                        block[q * columns + f] = ZERO
-                continue
-            _corners(axes, u[start * len(axes) :], count, n[4 * level :], step[4 * level :], mask[level], rows, weights)
-            for q in range(count):
-                if width % 2:
-                    for f in range(width):
-                        total = ZERO
-                        for c in range(corners):
-                            total += weights[c * BLOCK + q] * values[np.int64(rows[c * BLOCK + q]) * width + f]
-                        block[q * columns + f] = scale * total
-                else:  # two sums at a time, as they lie side by side in the table
-                    for f in range(0, width, 2):
-                        even, odd = ZERO, ZERO
-                        for c in range(corners):
-                            at = np.int64(rows[c * BLOCK + q]) * width + f
-                            even += weights[c * BLOCK + q] * values[at]
-                            odd += weights[c * BLOCK + q] * values[at + 1]
-                        block[q * columns + f] = scale * even
-                        block[q * columns + f + 1] = scale * odd
+    if scale == ZERO:
+        for f in range(width):
+            out[f * stride : f * stride + points] = ZERO
+        return
+    if points * corners * width > len(values):
+        out[0] = _sweep(values)  # overwritten below; a result nobody keeps would not be computed
+    for start in range(0, points, BLOCK):
+        count = min(BLOCK, points - start)
+        block = out[start:]
+        _corners(axes, u[start * len(axes) :], count, n, step, mask, rows, weights)
+        for q in range(count):
+            if width % 2:
+                for f in range(width):
+                    total = ZERO
+                    for c in range(corners):
+                        total += weights[c * BLOCK + q] * values[np.int64(rows[c * BLOCK + q]) * width + f]
+                    block[f * stride + q] = scale * total
+            else:  # two sums at a time, as they lie side by side in the table
+                for f in range(0, width, 2):
+                    even, odd = ZERO, ZERO
+                    for c in range(corners):
+                        at = np.int64(rows[c * BLOCK + q]) * width + f
+                        even += weights[c * BLOCK + q] * values[at]
+                        odd += weights[c * BLOCK + q] * values[at + 1]
+                    block[f * stride + q] = scale * even
+                    block[(f + 1) * stride + q] = scale * odd
 
 
 @jit(parallel=True)
-def _forward(axes, features, u, table, n, step, mask, offset, level_mask, tile, out):  # type: ignore[no-untyped-def]
-    dim, columns, points = len(axes), len(features) * len(mask), len(u) // len(axes)
-    for part in numba.prange((points + tile - 1) // tile):
-        a, b = part * tile, min(points, (part + 1) * tile)
-        _forward_tile(axes, features, u[a * dim : b * dim], table, n, step, mask, offset, level_mask, out[a * columns : b * columns])
+def _forward(axes, features, u, table, n, step, mask, offset, level_mask, threads, tile, out):  # type: ignore[no-untyped-def]
+    dim, width, points = len(axes), len(features), len(u) // len(axes)
+    tiles = (points + tile - 1) // tile
+    for thread in numba.prange(threads):
+        for part in range(thread, tiles * len(mask), threads):
+            level, a = part // tiles, part % tiles * tile
+            b = min(points, a + tile)
+            values = table[offset[level] * width : offset[level + 1] * width]
+            _forward_level(axes, features, u[a * dim : b * dim], values, n[4 * level :], step[4 * level :], mask[level], level_mask[level],
+                           points, out[level * width * points + a :])
 
 
 @jit()
 def _scatter_level(axes, features, u, grad, level, n, step, mask, scale, out):  # type: ignore[no-untyped-def]
     corners, width, points = 1 << len(axes), len(features), len(u) // len(axes)
-    columns = len(grad) // max(points, 1)
     rows, weights = np.empty(corners * BLOCK, np.uint32), np.empty(corners * BLOCK, np.float32)
     out[:] = ZERO
     if scale == ZERO:
         return
     for start in range(0, points, BLOCK):
         count = min(BLOCK, points - start)
-        block = grad[start * columns + level * width :]
+        block = grad[level * width * points + start :]
         _corners(axes, u[start * len(axes) :], count, n, step, mask, rows, weights)
         for q in range(count):
             if width % 2:
                 for c in range(corners):
                     at = np.int64(rows[c * BLOCK + q]) * width
                     for f in range(width):
-                        out[at + f] += weights[c * BLOCK + q] * (scale * block[q * columns + f])
+                        out[at + f] += weights[c * BLOCK + q] * (scale * block[f * points + q])
             else:
                 for f in range(0, width, 2):
-                    even, odd = scale * block[q * columns + f], scale * block[q * columns + f + 1]
+                    even, odd = scale * block[f * points + q], scale * block[(f + 1) * points + q]
                     for c in range(corners):
                         at = np.int64(rows[c * BLOCK + q]) * width + f
                         w = weights[c * BLOCK + q]
@@ -156,8 +158,8 @@ def _table_gradient(axes, features, u, grad, n, step, mask, offset, level_mask, 
 
 
 @jit()
-def _point_tile(axes, features, u, table, grad, n, step, mask, offset, level_mask, out):  # type: ignore[no-untyped-def]
-    dim, corners, width, columns = len(axes), 1 << len(axes), len(features), len(features) * len(mask)
+def _point_tile(axes, features, u, table, grad, stride, n, step, mask, offset, level_mask, out):  # type: ignore[no-untyped-def]
+    dim, corners, width = len(axes), 1 << len(axes), len(features)
     rows, weights = np.empty(corners * BLOCK, np.uint32), np.empty(corners * BLOCK, np.float32)
     points = len(u) // dim
     out[:] = ZERO
@@ -169,12 +171,12 @@ def _point_tile(axes, features, u, table, grad, n, step, mask, offset, level_mas
         for start in range(0, points, BLOCK):
             count = min(BLOCK, points - start)
             _corners(axes, u[start * dim :], count, cells, step[4 * level :], mask[level], rows, weights)
-            block = grad[start * columns + level * width :]
+            block = grad[level * width * stride + start :]
             for q in range(count):  # the weights are not needed: their place takes what one unit of weight would add to the loss
                 for c in range(corners):
                     total = ZERO
                     for f in range(width):
-                        total += block[q * columns + f] * values[np.int64(rows[c * BLOCK + q]) * width + f]
+                        total += block[f * stride + q] * values[np.int64(rows[c * BLOCK + q]) * width + f]
                     weights[c * BLOCK + q] = scale * total
             _contract(axes, u[start * dim :], count, cells, weights, out[start * dim :])
 
@@ -211,11 +213,10 @@ def _contract(axes, u, count, n, worth, out):  # type: ignore[no-untyped-def]
 
 @jit(parallel=True)
 def _point_gradient(axes, features, u, table, grad, n, step, mask, offset, level_mask, tile, out):  # type: ignore[no-untyped-def]
-    dim, columns, points = len(axes), len(features) * len(mask), len(u) // len(axes)
+    dim, points = len(axes), len(u) // len(axes)
     for part in numba.prange((points + tile - 1) // tile):
         a, b = part * tile, min(points, (part + 1) * tile)
-        _point_tile(axes, features, u[a * dim : b * dim], table, grad[a * columns : b * columns], n, step, mask, offset, level_mask,
-                    out[a * dim : b * dim])
+        _point_tile(axes, features, u[a * dim : b * dim], table, grad[a:], points, n, step, mask, offset, level_mask, out[a * dim : b * dim])
         for i in range(a * dim, b * dim):
             if u[i] < ZERO or u[i] > ONE:
                 out[i] = ZERO
@@ -236,24 +237,25 @@ def _flat(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().view(-1).numpy()
 
 
-def _tile(points: int) -> int:
-    """One tile for each thread, in whole blocks."""
-    return min(TILE, max(1, -(-points // (use_threads() * BLOCK))) * BLOCK)
+def _tile(points: int, tiles: int) -> int:
+    """Points of one of so many tiles, in whole blocks."""
+    return min(TILE, max(1, -(-points // (tiles * BLOCK))) * BLOCK)
 
 
 def forward(u01: Tensor, table: Tensor, layout: GridLayout, level_mask: Tensor) -> Tensor:
-    """The encoding of `grid_encode_torch`, [N, L F]."""
+    """The encoding of `grid_encode_torch`, [N, L F], column by column in memory."""
     axes, features, *plan = _plan(layout)
-    out = memory.empty((len(u01), layout.width))
-    _forward(axes, features, _flat(u01), _flat(table), *plan, _flat(level_mask), _tile(len(u01)), _flat(out))
-    return out
+    out, threads = memory.empty((layout.width, len(u01))), use_threads()
+    tile = _tile(len(u01), 1 if layout.levels % threads == 0 else -(-4 * threads // layout.levels))
+    _forward(axes, features, _flat(u01), _flat(table), *plan, _flat(level_mask), threads, tile, _flat(out))
+    return out.t()
 
 
 def table_gradient(u01: Tensor, grad: Tensor, layout: GridLayout, level_mask: Tensor) -> Tensor:
     """Transpose of the encoding in its table, [rows, F]."""
     axes, features, *plan = _plan(layout)
     out = memory.empty((layout.rows, layout.features))
-    _table_gradient(axes, features, _flat(u01), _flat(grad), *plan, _flat(level_mask), use_threads(), _flat(out))
+    _table_gradient(axes, features, _flat(u01), _flat(grad.t()), *plan, _flat(level_mask), use_threads(), _flat(out))
     return out
 
 
@@ -261,5 +263,5 @@ def point_gradient(u01: Tensor, table: Tensor, grad: Tensor, layout: GridLayout,
     """Gradient of sum(grad * encoding) in the coordinates, [N, D]; zero along axes where u lies outside [0, 1]."""
     axes, features, *plan = _plan(layout)
     out = memory.empty(u01.shape)
-    _point_gradient(axes, features, _flat(u01), _flat(table), _flat(grad), *plan, _flat(level_mask), _tile(len(u01)), _flat(out))
+    _point_gradient(axes, features, _flat(u01), _flat(table), _flat(grad.t()), *plan, _flat(level_mask), _tile(len(u01), use_threads()), _flat(out))
     return out

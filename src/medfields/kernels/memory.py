@@ -40,3 +40,10 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         while sum(memory.nbytes for memory, _ in _held) > LIMIT:
             _held.pop(0)
     return torch.from_numpy(view).view(dtype).view(tuple(shape))
+
+
+def empty_like(tensor: Tensor, dtype: torch.dtype | None = None, rows: int | None = None) -> Tensor:
+    """`empty` of the shape of a matrix, or of so many of its rows, column by column in memory if the matrix is."""
+    n, width = len(tensor) if rows is None else rows, tensor.shape[1]
+    by_column = tensor.stride(0) == 1 and not tensor.is_contiguous()
+    return empty((width, n), dtype or tensor.dtype).t() if by_column else empty((n, width), dtype or tensor.dtype)

@@ -93,6 +93,11 @@ def _chunks(n: int, widths: Sequence[int]) -> list[slice]:
     return [slice(a, min(a + size, n)) for a in range(0, n, size)]
 
 
+def _layers(x: Tensor, widths: Sequence[int], dtype: torch.dtype, rows: int) -> list[Tensor]:
+    """Uninitialised activations of `rows` points: the input, laid out in memory as `x` is, and the layers of the other widths."""
+    return [memory.empty_like(x, dtype, rows), *(memory.empty((rows, width), dtype) for width in widths[1:])]
+
+
 class _ChunkedMLP(torch.autograd.Function):
     """Keeps of each hidden layer what its derivative needs, in the working precision: the output of ReLU, the input of SiLU."""
 
@@ -103,19 +108,27 @@ class _ChunkedMLP(torch.autograd.Function):
         widths = [x.shape[1], *(w.shape[0] for w in weights)]
         parts = _chunks(len(x), widths)
         size = parts[0].stop  # of the longest chunk
-        y, kept = memory.empty((len(x), widths[-1])), [memory.empty((len(x), width), dtype) for width in widths[:-1] if training]
+        y, kept = memory.empty((len(x), widths[-1])), _layers(x, widths[:-1], dtype, len(x)) if training else []
+
+        # A product with one column is too thin for a matrix routine: it is taken along with the last ReLU.
+        together = activation == "relu" and dtype == torch.bfloat16 and len(weights[-1]) == 1 and weights[-1].is_contiguous()
 
         def run(parts: Iterator[slice]) -> Iterator[None]:
-            own = kept or [memory.empty((size, width), dtype) for width in widths[:-1]]
-            last = memory.empty((size, widths[-2]))
+            own = kept or _layers(x, widths[:-1], dtype, size)
+            top = memory.empty((size, widths[-2]))
             for part in parts:
                 n = part.stop - part.start
                 here = [t[part] if training else t[:n] for t in own]
                 h = here[0].copy_(x[part])
                 for w, b, z in zip(work_w, work_b, here[1:], strict=True):
                     torch.addmm(b, h, w.t(), out=z)
-                    h = _relu_(z) if activation == "relu" else F.silu(z)
-                torch.addmm(biases[-1], last[:n].copy_(h), weights[-1].t(), out=y[part])
+                    if together and z is here[-1]:
+                        from .mlp_numba import last_
+                        last_(z, weights[-1], biases[-1], y[part])
+                    else:
+                        h = _relu_(z) if activation == "relu" else F.silu(z)
+                if not together:
+                    torch.addmm(biases[-1], top[:n].copy_(h), weights[-1].t(), out=y[part])
                 yield None
 
         each(run, parts)
@@ -134,28 +147,26 @@ class _ChunkedMLP(torch.autograd.Function):
             return None, None, None, None, *(next(found) if need else None for need in needed)
         work, widths = [w.to(ctx.dtype) for w in weights], [x.shape[1], *(w.shape[0] for w in weights)]
         parts = _chunks(len(x), widths)
-        size, grad_x = parts[0].stop, memory.empty(x.shape) if needed[0] else None
+        size, grad_x = parts[0].stop, memory.empty_like(x) if needed[0] else None
 
         def run(parts: Iterator[slice]) -> Iterator[list[Tensor | None]]:
             """Gradients of weights and biases from each chunk."""
-            slopes = [memory.empty((size, width), ctx.dtype) for width in widths]
+            slopes = _layers(x, widths, ctx.dtype, size)
             for part in parts:
                 n = part.stop - part.start
                 of_weight: list[Tensor | None] = [None] * layers
                 of_bias: list[Tensor | None] = [None] * layers
+                of_bias[-1] = grads[0][part].sum(0)
                 g = slopes[-1][:n].copy_(grads[0][part])
                 for layer in reversed(range(layers)):
                     below = ctx.kept[layer][part]
                     h = below if relu or not layer else F.silu(below)
                     if needed[1 + layer]:
                         of_weight[layer] = torch.mm(g.t(), h) if widths[layer] >= widths[layer + 1] else torch.mm(h.t(), g).t()
-                    of_bias[layer] = g.sum(0) if needed[1 + layers + layer] else None
                     if layer or grad_x is not None:
                         g = torch.mm(g, work[layer], out=slopes[layer][:n])
-                    if layer and relu:
-                        _relu_backward_(g, h)
-                    elif layer:
-                        torch.ops.aten.silu_backward.grad_input(g, below, grad_input=g)
+                    if layer:
+                        of_bias[layer - 1] = _relu_backward_(g, h) if relu else _silu_backward_(g, below)
                 if grad_x is not None:
                     grad_x[part] = g
                 yield of_weight + of_bias
@@ -171,15 +182,21 @@ class _ChunkedMLP(torch.autograd.Function):
 def _relu_(z: Tensor) -> Tensor:
     if z.dtype != torch.bfloat16:
         return z.relu_()
-    from .relu_numba import relu_
+    from .mlp_numba import relu_
     return relu_(z)
 
 
 def _relu_backward_(g: Tensor, h: Tensor) -> Tensor:
+    """In place; returns the gradient of the bias."""
     if g.dtype != torch.bfloat16:
-        return torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
-    from .relu_numba import relu_backward_
+        return torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g).sum(0)
+    from .mlp_numba import relu_backward_
     return relu_backward_(g, h)
+
+
+def _silu_backward_(g: Tensor, z: Tensor) -> Tensor:
+    """In place; returns the gradient of the bias."""
+    return torch.ops.aten.silu_backward.grad_input(g, z, grad_input=g).sum(0)
 
 
 def _measure() -> str:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ..errors import InputError
-from ..kernels.adam import adam_lazy_
+from ..kernels.adam import adam_
+from ..kernels.dispatch import backend
 
 LAZY_ROWS = 2**14  # a parameter [rows, F] with at least as many rows is a table
 
@@ -50,20 +51,21 @@ class Adam(torch.optim.Optimizer):
                 if not state:
                     state["step"] = torch.zeros(())
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-                if group["lazy"] and p.ndim == 2 and len(p) >= LAZY_ROWS and p.is_contiguous():
+                lazy = group["lazy"] and p.ndim == 2 and len(p) >= LAZY_ROWS
+                if p.is_contiguous() and (lazy or backend(p) == "numba"):
                     state["step"] += 1
-                    adam_lazy_(p, p.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), group["lr"], group["betas"],
-                               group["eps"], group["weight_decay"])
+                    adam_(p, p.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), group["lr"], group["betas"], group["eps"],
+                          group["weight_decay"], lazy)
                 else:
                     dense.append(p)
             self._dense(dense, group)
         return loss
 
     def _dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """What our kernel does not know, by torch: all parameters at once, which a GPU wants."""
         if not params:
             return
         states = [self.state[p] for p in params]
-        fused = all(p.device.type == "cpu" and p.is_floating_point() for p in params)
         adamw(params, [p.grad for p in params if p.grad is not None], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [],
-              [s["step"] for s in states], fused=fused, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
+              [s["step"] for s in states], amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
               weight_decay=group["weight_decay"], eps=group["eps"], maximize=False)

@@ -45,8 +45,8 @@ class StackFit(Inverse):
 
     def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
         samples, pairs = batch
-        # The samples' weights are 1 / size^2 and only their ratios count: this makes the term one of relative intensities.
-        data = super().losses(samples, progress)["data"] * self.size.square().reciprocal().mean()
+        misfit = (self.operator(self.field, samples.at) - samples.value) / self.size[samples.at["channel"], None]
+        data = misfit.square().mean()
         if pairs is None:
             return {"data": data}
         x, direction = pairs
