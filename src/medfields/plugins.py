@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.util
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ def read_entry(path: Path, module: str = "", name: str = "") -> Entry:
     """
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
-    except (OSError, SyntaxError, ValueError) as error:
+    except SyntaxError as error:
+        raise _broken(path, error) from error
+    except (OSError, ValueError) as error:
         raise FileError(f"cannot read the method file {path}: {error}") from error
     found = [node for node in tree.body if isinstance(node, ast.ClassDef) and any(_last_name(b) == "Method" for b in node.bases)]
     if len(found) != 1:
@@ -173,7 +176,20 @@ def _import_path(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, Exception | SystemExit):  # a script that exits would end the command as if all were well
+            raise _broken(path, error) from error
         raise
     return module
+
+
+def _broken(path: Path, error: BaseException) -> FileError:
+    """What went wrong in a method file, and in which of its lines."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        line, what = error.lineno, error.msg
+    else:
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)]
+        line, what = lines[-1] if lines else None, str(error)
+    where = f"{path}, line {line}" if line else str(path)
+    return FileError(f"{where}: {type(error).__name__}{what and ': '}{what}", "--debug shows the traceback")

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from medfields.cases import Stacks
+from medfields.cli import inspect
 from medfields.fields import Field, Siren
 from medfields.io import write_dicom, write_field, write_volume
 from medfields.space import Box, Grid, Volume
@@ -152,6 +154,11 @@ WORDS = [
     (("-o", "iso.nii.gz", "--thickness", "0"), 3, "thickness"),
     (("-o", "iso.nii.gz", "--thickness", "1", "2", "3"), 2, "thicknesses"),
     (("-o", "iso.nii.gz", "--like", "nowhere.nii.gz"), 4, "nowhere"),
+    (("-o", "iso.nii.gz", "--spacing", "1", "--like", "a.nii.gz"), 2, "give one of the two"),
+    (("-o", "iso.nii.gz", "--spacin", "1"), 2, "did you mean '--spacing'?"),
+    (("-o", "iso.nii.gz", "--spacing"), 2, "missing value for argument '--spacing'"),
+    (("-o", "iso.nii.gz", "--seed", "many"), 2, "--seed: invalid literal for int() with base 10: 'many'"),
+    (("-o", "iso.nii.gz", "--profile", "round"), 2, "('gauss', 'box', 'none')"),
     (("-o", "iso.nii.gz", "--seconds", "-3"), 2, "seconds"),
     (("-o", "iso.nii.gz", "--device", "tpu9"), 2, "device"),
     (("-o", "iso.nii.gz", "--threads", "0"), 2, "threads"),
@@ -160,6 +167,7 @@ WORDS = [
     (("-o", "iso.nii.gz", "--config", "missing.toml"), 4, "missing.toml"),
     (("-o", "iso.nii.gz", "--contrast", "t1=a.nii.gz"), 2, "contrast"),
     (("-o", "iso.png"), 2, "format"),
+    (("-o", "series.v2/"), 5, "no known image format"),
     (("-o", "./a.nii.gz"), 5, "overwritten"),
     ((), 2, "-o"),
     (("-o", "a.nii.gz/iso.nii.gz"), 5, "not a folder"),
@@ -172,6 +180,34 @@ def test_options(medfields, tmp_path: Path, words: tuple[str, ...], code: int, s
     method = () if "--method" in words else FAST
     check(medfields("superres", "a.nii.gz", *words, *method), code, says)
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+PARSER = [
+    (("query", "x.field"), "missing from medfields query: -o FILE"),
+    (("query", "x.field", "--ouput", "y.nii.gz"), "Unrecognized options: --ouput y.nii.gz"),
+    (("query", "x.field", "-o", "y.nii.gz", "--spacing", "wide"), "--spacing: no type matching"),
+    (("list", "--tsk", "superres"), "did you mean '--task'?"),
+    (("list", "superres"), "hint: medfields list --help"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), PARSER, ids=[" ".join(w) for w, _ in PARSER])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_words_that_cannot_be_parsed(medfields, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str, encoding: str) -> None:
+    monkeypatch.setattr(type(sys.stdout), "encoding", encoding, raising=False)
+    said = medfields(*words)
+    check(said, 2, says)
+    assert not set("│╭─") & set(said.err) and "--- " not in said.err
+
+
+def test_what_a_command_says_itself_is_not_held_back(medfields, monkeypatch: pytest.MonkeyPatch) -> None:
+    def talk(task: str = "") -> int:
+        print(f"working on {task}", file=sys.stderr)
+        raise SystemExit(3)
+
+    monkeypatch.setattr(inspect, "list_methods", talk)
+    said = medfields("list", "--task", "superres")
+    assert (said.code, said.err) == (3, "working on superres\n")
 
 
 def test_nothing_to_work_on(medfields, tmp_path: Path) -> None:

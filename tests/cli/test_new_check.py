@@ -26,6 +26,18 @@ def test_new_refuses_bad_names_and_existing_files(medfields, tmp_path: Path) -> 
     assert medfields("new", "other", "--folder", "nowhere").code == 5
 
 
+@pytest.mark.parametrize("code", ["import no_such_package", "def ("])
+def test_a_file_that_cannot_be_imported_is_one_line(medfields, tmp_path: Path, code: str) -> None:
+    medfields("new", "my-idea")
+    file = tmp_path / "my_idea.py"
+    file.write_text(f"{file.read_text()}\n{code}\n")
+    line = len(file.read_text().splitlines())
+    for words in (("check", "./my_idea.py"), ("superres", "a.nii.gz", "-o", "iso.nii.gz", "--method", "./my_idea.py")):
+        said = medfields(*words)
+        assert said.code == 4 and said.err.startswith(f"medfields: error: {file}, line {line}: ") and "Error: " in said.err
+        assert said.err.endswith("\nhint: --debug shows the traceback\n") and said.err.count("\n") == 2
+
+
 def test_check_names_what_is_broken(medfields, tmp_path: Path) -> None:
     medfields("new", "my-idea")
     file = tmp_path / "my_idea.py"

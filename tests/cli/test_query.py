@@ -51,6 +51,12 @@ def test_own_grid_and_grid_of_another_image(medfields, ramp: Path, tmp_path: Pat
     assert volume.grid.same_as(other) and np.allclose(volume.data[0], other.points().numpy() @ SLOPE, atol=1e-3)
 
 
+def test_a_dicom_series_is_written_again_by_the_same_command(medfields, ramp: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert medfields("query", ramp, "-o", "series/").code == 0
+    assert len(list((tmp_path / "series").iterdir())) == GRID.shape[2]
+
+
 def test_a_field_without_a_grid_needs_a_spacing(medfields, tmp_path: Path) -> None:
     write_field(Field(BSpline.on(GRID), GRID.box()), tmp_path / "x.field")
     said = medfields("query", "x.field", "-o", "x.nii.gz")
@@ -87,6 +93,7 @@ def test_points_from_a_table(medfields, ramp: Path, tmp_path: Path) -> None:
         (("-o", "x.nii.gz", "--spacing", "nan"), 3, "positive"),
         (("-o", "x.nii.gz", "--spacing", "1e-4"), 7, "GiB"),
         (("-o", "x.nii.gz", "--spacing", "1", "--like", "y.nii.gz"), 2, "exclude"),
+        (("-o", "./own.nii.gz", "--like", "missing.nii.gz"), 4, "missing.nii.gz"),  # the result exists already
         (("-o", "x.nii.gz", "--points", "p.csv"), 2, "values.csv"),
         (("-o", "x.csv", "--points", "missing.csv"), 4, "missing.csv"),
         (("-o", "x.csv", "--points", "bad.csv"), 4, "line 3"),
@@ -101,6 +108,7 @@ def test_mistakes_are_named_and_leave_nothing(medfields, ramp: Path, tmp_path: P
     (tmp_path / "bad.csv").write_text("x,y,z\n0,0,0\n0,zero,0\n")
     (tmp_path / "noheader.csv").write_text("0,0,0\n")
     (tmp_path / "none.csv").write_text("x,y,z\n")
+    (tmp_path / "own.nii.gz").write_text("of an earlier call")
     (tmp_path / "p.csv").write_text("x,y,z\n0,0,0\n")
     before = set(tmp_path.iterdir())
     said = medfields("query", ramp, *words)

@@ -65,6 +65,18 @@ def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
     assert other == type(other)()  # the numbers of one method are not handed to another
 
 
+def test_a_flag_replaces_the_other_way_to_say_it_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    for text, words, expected in (
+        ("spacing = 2.0\n", ["--like", "ref.nii"], (None, "ref.nii")),
+        ('like = "ref.nii"\n', ["--spacing=1.5"], (1.5, "")),
+        ('like = "ref.nii"\n', [], (None, "ref.nii")),
+    ):
+        file.write_text(text)
+        options, _ = parse(["a.nii.gz", "-o", "x.nii.gz", "--config", str(file), *words])
+        assert (options.spacing, options.like) == expected
+
+
 def test_files_with_mistakes_name_them(tmp_path: Path) -> None:
     file = tmp_path / "my.toml"
     for text, error, words in (
@@ -98,12 +110,30 @@ def test_like_takes_the_grid_of_an_image(medfields, stacks: tuple[Path, Path], t
     assert read_volume(tmp_path / "iso.nii.gz").grid.same_as(grid)
 
 
-def test_folder_name_gives_a_dicom_series_and_is_not_overwritten(medfields, stacks: tuple[Path, Path], tmp_path: Path) -> None:
+def test_folder_name_gives_a_dicom_series_and_a_second_call_replays_it(medfields, stacks: tuple[Path, Path], tmp_path: Path) -> None:
     words = ("superres", stacks[0], "-o", "out/", "--spacing", 2, *FAST)
-    assert medfields(*words).code == 0
-    assert read_volume(tmp_path / "out").grid.shape == (10, 10, 10) and (tmp_path / "out.field").is_file()
+    volumes = []
+    for _ in range(2):
+        said = medfields(*words)
+        assert said.code == 0, said.err
+        volumes.append(read_volume(tmp_path / "out"))
+    assert "reloaded" in said.err and volumes[0].grid.shape == (10, 10, 10) and (volumes[0].data == volumes[1].data).all()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.field", "out.run"]
+    (tmp_path / "out/notes.txt").write_text("precious")
+    before = sorted((tmp_path / "out").iterdir())
     said = medfields(*words)
-    assert said.code == 5 and "already holds files" in said.err
+    assert said.code == 5 and "already holds files" in said.err and sorted((tmp_path / "out").iterdir()) == before
+    (tmp_path / "out/notes.txt").unlink()
+    said = medfields("superres", "out/0001.dcm", "-o", "out/", *FAST)
+    assert said.code == 5 and "overwritten" in said.err and len(list((tmp_path / "out").iterdir())) == 10
+
+
+def test_a_folder_of_others_is_no_place_for_a_series(medfields, stacks: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/0001.dcm").write_text("precious")
+    said = medfields("superres", stacks[0], "-o", "out/", "--spacing", 2, *FAST)
+    assert said.code == 5 and "already holds files" in said.err and (tmp_path / "out/0001.dcm").read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_method_file_by_its_path(medfields, stacks: tuple[Path, Path], tmp_path: Path) -> None:

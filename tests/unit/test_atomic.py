@@ -76,6 +76,28 @@ def test_a_folder_with_files_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "series" / "mine.txt").read_text() == "keep" and os.listdir(tmp_path) == ["series"]
 
 
+def test_a_folder_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, target = os.replace, tmp_path / "series"
+
+    def write(text: str) -> None:
+        with io.atomic(target, replace=True) as temporary:
+            temporary.mkdir()
+            (temporary / f"{text}.dcm").write_text(text)
+
+    def refuse(source: Path, to: Path) -> None:
+        if Path(to) == target and Path(source).name == target.name:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        real(source, to)
+
+    write("first")
+    write("second")
+    assert os.listdir(target) == ["second.dcm"]
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OutputError, match="may not write"):
+        write("third")
+    assert os.listdir(target) == ["second.dcm"] and os.listdir(tmp_path) == ["series"]
+
+
 @pytest.mark.parametrize("name", ["file.txt/a.nii.gz", "folder", ".", "n" * 300])
 def test_impossible_places(tmp_path: Path, name: str) -> None:
     (tmp_path / "file.txt").write_text("")

@@ -16,8 +16,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import JPEG2000Lossless, JPEGLossless, generate_uid
 
 from io_samples import oblique, ramp, same_values_in_the_world, save_slices
-from medfields.errors import FileError, GeometryError, InputError, MedfieldsError, MissingExtra
+from medfields.errors import FileError, GeometryError, InputError, MedfieldsError, MissingExtra, OutputError
 from medfields.io import dicom, read_dicom, read_volume, write_dicom, write_volume
+from medfields.io.dicom_write import is_own_series
 from medfields.space import Grid, Volume
 
 DATA = Path(os.environ.get("MEDFIELDS_DATA", "/work/shared/data")) / "j_radiotherapy/dicompyler/ct.0.dcm.gz"
@@ -308,6 +309,26 @@ def test_written_files_are_proper_and_anonymous(tmp_path: Path) -> None:
     assert first.file_meta.MediaStorageSOPInstanceUID == first.SOPInstanceUID and list(first.ImageType)[:2] == ["DERIVED", "SECONDARY"]
     assert [f.InstanceNumber for f in files[:4]] == [1, 2, 3, 4] and first.Rows == 5 and first.Columns == 6
     np.testing.assert_array_equal(first.pixel_array, np.arange(120).reshape(SHAPE)[:, :, 0].T)
+
+
+def test_only_an_own_series_is_replaced(tmp_path: Path) -> None:
+    ours, theirs, few = tmp_path / "ours", tmp_path / "theirs", ramp(oblique((5, 4, 2)))
+    write_volume(ramp(oblique()), ours)
+    assert is_own_series(ours) and not is_own_series(tmp_path) and not is_own_series(tmp_path / "nothing")
+    write_volume(few, ours)
+    same_values_in_the_world(read_dicom(ours), few, 1e-4)
+    theirs.mkdir()
+    save_slices(theirs, few)
+    for n, file in enumerate(sorted(theirs.iterdir())):
+        file.rename(theirs / f"{n + 1:04d}.dcm")
+    shutil.copytree(ours, tmp_path / "mixed")
+    (tmp_path / "mixed" / "notes.txt").write_text("precious")
+    for folder in (theirs, tmp_path / "mixed"):
+        before = sorted(p.read_bytes() for p in folder.iterdir())
+        assert not is_own_series(folder)
+        with pytest.raises(OutputError, match="already holds files"):
+            write_volume(few, folder)
+        assert sorted(p.read_bytes() for p in folder.iterdir()) == before
 
 
 def test_itk_reads_the_written_series_the_same(tmp_path: Path) -> None:

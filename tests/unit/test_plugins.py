@@ -51,12 +51,24 @@ def test_path_is_loaded_into_sys_modules(mine: Path) -> None:
     assert method(steps=5).config() == {"steps": 5}
 
 
-def test_file_that_fails_to_import_keeps_its_error_and_leaves_no_module(mine: Path) -> None:
-    mine.write_text(mine.read_text() + "\nraise ZeroDivisionError\n")
-    before = set(sys.modules)
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("raise ZeroDivisionError", "ZeroDivisionError"),
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("import json; json.loads('{')", "JSONDecodeError: Expecting property name"),  # raised elsewhere, called here
+        ("return 3", "SyntaxError: 'return' outside function"),  # found by the compiler, not by the parser
+        ("def (", "SyntaxError: "),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
+)
+def test_file_that_fails_to_import_is_named_with_line_and_error_and_leaves_no_module(mine: Path, code: str, says: str) -> None:
+    mine.write_text(f"{mine.read_text()}\n{code}\n")
+    line, before = mine.read_text().splitlines().index(code) + 1, set(sys.modules)
+    with pytest.raises(FileError) as caught:
         plugins.load(str(mine))
-    assert set(sys.modules) - before == set()
+    assert caught.value.message.startswith(f"{mine}, line {line}: {says}") and caught.value.__cause__ is not None
+    assert not [name for name in set(sys.modules) - before if "my_own_idea" in name]
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,27 @@ def test_early_stopping_returns_the_best_held_out_state():
     assert torch.equal(trace.field.c, p.field.c)  # exactly the state after the best step
 
 
+class Watching(nn.Module):
+    """An operator that notes in which mode it was asked with and without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[bool, bool]] = set()
+
+    def forward(self, field, at):
+        self.seen.add((torch.is_grad_enabled(), self.training))
+        return field(at)
+
+
+def test_looks_at_the_held_out_measurements_are_not_training():
+    p = overfitting()
+    p.operator = Watching()
+    p.field.eval()  # a part that is not to change its mode keeps it
+    Run().fit(p, steps=3, lr=0.02, name="fit", patience=3, every=1)
+    assert p.operator.seen == {(True, True), (False, False)}
+    assert p.operator.training and not p.field.training
+
+
 def test_patience_without_held_out_measurements_changes_nothing():
     a, b = overfitting(held_out=0.0), overfitting(held_out=0.0)
     Run().fit(a, steps=50, lr=0.02, name="fit", patience=1, every=1)

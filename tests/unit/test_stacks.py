@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medfields.cases import Stack, Stacks
-from medfields.cases.stacks import percentiles
+from medfields.cases.stacks import percentiles, slice_axis
 from medfields.errors import GeometryError, InputError
 from medfields.io import write_volume
 from medfields.space import Grid, Volume
@@ -18,6 +18,28 @@ def _stack(origin=(0, 0, 0), spacing=(1, 1, 4), data=None, **more):
 
 def test_slices_are_across_the_longest_step():
     assert _stack().axis == 2 and _stack(spacing=(4, 1, 1)).axis == 0 and np.allclose(_stack().normal, [0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "axis"),
+    [
+        ((10, 10, 10), (1, 1, 1), 2),
+        ((10, 10, 10), (1.0000001, 1, 1), 2),  # a header's rounding
+        ((10, 10, 10), (3, 3, 1), 1),
+        ((10, 10, 10), (1.01, 1, 1), 0),
+        ((10, 10, 1), (2, 2, 1), 2),  # a single slice, thinner than its pixels are wide
+        ((1, 10, 10), (1, 1, 4), 0),
+        ((10, 1, 1), (4, 1, 1), 2),
+    ],
+)
+def test_slices_of_equal_steps_and_single_slices(shape, spacing, axis):
+    assert slice_axis(Grid.from_spacing(shape, spacing)) == axis == Stack(Volume(torch.rand(shape), Grid.from_spacing(shape, spacing)), 1.0).axis
+
+
+def test_a_single_file_slice_is_as_thick_as_its_header_says(tmp_path):
+    write_volume(Volume(torch.rand(10, 10, 1), Grid.from_spacing((10, 10, 1), (2, 2, 1.5))), tmp_path / "one.nii")
+    (stack,) = Stacks.read([tmp_path / "one.nii"]).stacks
+    assert (stack.axis, stack.thickness) == (2, 1.5)
 
 
 @pytest.mark.parametrize(("data", "message"), [(torch.full((10, 10, 5), 3.0), "constant"), (torch.full((10, 10, 5), float("nan")), "NaN")])
@@ -64,6 +86,12 @@ def test_grid_is_isotropic_and_covers_what_all_stacks_see(tmp_path):
     assert Stacks.read(paths, thickness=[3.0]).stacks[1].thickness == 3.0
     with pytest.raises(InputError, match="3 thicknesses for 2 stacks"):
         Stacks.read(paths, thickness=[1, 2, 3])
+    for contrasts in (["t1"], ["t1", "t2", "flair"]):
+        with pytest.raises(InputError, match=f"{len(contrasts)} contrasts for 2 stacks"):
+            Stacks.read(paths, contrasts=contrasts)
+    assert Stacks.read(paths, contrasts=["t1", "t2"]).contrasts == ("t1", "t2")
+    with pytest.raises(InputError, match="one of the two"):
+        Stacks.read(paths, spacing=0.5, like=paths[0])
 
 
 def test_fingerprint_sees_every_change():
@@ -76,3 +104,13 @@ def test_percentiles_of_a_large_stack_see_every_slice():
     data = torch.zeros(1024, 1024, 4)  # the first slice is air
     data[..., 1:] = torch.linspace(1, 2, 3)
     assert percentiles(data.flatten()).tolist() == [0, 2]
+
+
+def test_units_are_kept_and_not_mixed():
+    volume = _stack().volume
+    hu, bare = (Stack(Volume(volume.data, volume.grid, unit), 4.0, name=unit or "bare") for unit in ("HU", ""))
+    assert Stacks((hu, hu), volume.grid).unit == "HU"
+    with pytest.raises(InputError, match="different units: none, HU"):
+        Stacks((hu, bare), volume.grid)
+    other = Stack(bare.volume, 4.0, contrast="mr")
+    assert Stacks((hu, other), volume.grid).unit == ""

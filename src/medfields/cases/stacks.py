@@ -29,7 +29,7 @@ class Stack:
         thickness: mm, the full width at half maximum of the slice profile; 0 < thickness <= 100.
         contrast: what was weighted, for instance "t1"; stacks with the same name share one output channel.
         name: how messages and reports call this stack.
-        through: the voxel axis across the slices; None takes the axis with the largest voxel step.
+        through: the voxel axis across the slices; None takes `slice_axis` of the grid.
     """
 
     volume: Volume
@@ -44,7 +44,7 @@ class Stack:
         if not 0 < self.thickness <= 100:
             raise GeometryError(f"the slice thickness of stack '{self.name}' must be in (0, 100] mm, got {self.thickness}")
         if self.through is None:
-            object.__setattr__(self, "through", int(np.argmax(self.volume.grid.spacing)))
+            object.__setattr__(self, "through", slice_axis(self.volume.grid))
         data = self.volume.data
         if not torch.isfinite(data).all():
             raise InputError(f"stack '{self.name}' contains NaN or infinite values", "mask or repair them first")
@@ -74,6 +74,7 @@ class Stacks:
 
     Raises:
         GeometryError: if a stack does not overlap the grid, or two stacks of a case share no part of space.
+        InputError: without a stack, for an unknown profile, or for stacks of one contrast in different units.
     """
 
     stacks: tuple[Stack, ...]
@@ -85,6 +86,11 @@ class Stacks:
             raise InputError("superres needs at least one stack", "medfields superres a.nii.gz b.nii.gz -o iso.nii.gz")
         if self.profile not in ("gauss", "box", "none"):
             raise InputError(f"there is no slice profile '{self.profile}'", "use gauss, box or none")
+        for contrast in self.contrasts:
+            units = sorted({s.volume.unit for s in self.stacks if s.contrast == contrast})
+            if len(units) > 1:
+                raise InputError(f"stacks of one contrast are in different units: {', '.join(u or 'none' for u in units)}",
+                                 "convert them to one, or name them as contrasts of their own")
         boxes = [s.volume.grid.box() for s in self.stacks]
         for s, box in zip(self.stacks, boxes, strict=True):
             if box.overlap(self.grid.box()) is None:
@@ -98,6 +104,12 @@ class Stacks:
     def contrasts(self) -> tuple[str, ...]:
         """Names of the output channels, in order of first appearance."""
         return tuple(dict.fromkeys(s.contrast for s in self.stacks))
+
+    @property
+    def unit(self) -> str:
+        """Of the values, where all contrasts have the same one."""
+        units = {s.volume.unit for s in self.stacks}
+        return units.pop() if len(units) == 1 else ""
 
     def channel(self, stack: Stack) -> int:
         """The output channel a stack contributes to."""
@@ -161,19 +173,23 @@ class Stacks:
 
         Args:
             paths: image files or DICOM folders.
-            spacing: mm of the isotropic output; None takes the finest in-plane voxel size. Ignored with `like`.
-            like: an image whose grid the output takes.
+            spacing: mm of the isotropic output; None takes the finest in-plane voxel size.
+            like: an image whose grid the output takes, instead of a spacing.
             thickness: mm, one for all or one for each; empty takes the header's slice thickness, else the slice distance.
             contrasts: one name for each path, or none.
         """
         if len(thickness) not in (0, 1, len(paths)):
             raise InputError(f"{len(thickness)} thicknesses for {len(paths)} stacks", "give one for all, or one for each")
+        if len(contrasts) not in (0, len(paths)):
+            raise InputError(f"{len(contrasts)} contrasts for {len(paths)} stacks", "give one for each, or none")
+        if spacing is not None and like:
+            raise InputError("both a spacing and an image with the wanted grid are given", "give one of the two: --spacing or --like")
         if spacing is not None and not (np.isfinite(spacing) and spacing > 0):
             raise GeometryError(f"spacing must be positive, got {spacing} mm")
         stacks = []
         for n, path in enumerate(paths):
             volume = read_volume(path)
-            through = int(np.argmax(volume.grid.spacing))
+            through = slice_axis(volume.grid)
             given = thickness[n if len(thickness) > 1 else 0] if thickness else volume.about.get("thickness_mm")
             fwhm = float(volume.grid.normal(through) @ volume.grid.affine[:3, through] if given is None else given)
             stacks.append(Stack(volume, fwhm, contrasts[n] if contrasts else "", Path(path).name))
@@ -205,6 +221,15 @@ class Stacks:
             data = (head(x, c) * weight).sum(-1) / weight.sum() + rng.normal(0, 1.0, shape)
             stacks.append(Stack(Volume(data, grid), 4.0, f"c{c}" if contrasts > 1 else "", f"toy{n}", axis))
         return cls(tuple(stacks), fine)
+
+
+def slice_axis(grid: Grid) -> int:
+    """The voxel axis across the slices: the one along which there is a single slice, else the one with the largest voxel step.
+
+    Of equal steps the last counts, because scanners stack their slices along k; headers round, so equal is within a thousandth.
+    """
+    steps = np.where(np.array(grid.shape) == 1, grid.spacing, 0.0) if 1 in grid.shape else grid.spacing
+    return int(np.flatnonzero(steps > 0.999 * steps.max())[-1])
 
 
 def percentiles(values: Tensor) -> Tensor:

@@ -43,4 +43,4 @@ class CubicMean(Method):
             seen[channel] += inside
             lowest[channel] = min(float(lowest[channel]), float(stack.volume.data.min()))
         background = lowest[:, None, None, None].expand_as(total)
-        return Volume(torch.where(seen > 0, total / seen.clamp_min(1), background), case.grid, case.stacks[0].volume.unit)
+        return Volume(torch.where(seen > 0, total / seen.clamp_min(1), background), case.grid, case.unit)

@@ -54,4 +54,4 @@ class SRRCG(Method):
                 state.step()
                 run.report(residual=state.residual.norm())
             channels.append((system.offset + system.scale * state.x)[inner].cpu())
-        return Volume(torch.stack(channels), case.grid, case.stacks[0].volume.unit)
+        return Volume(torch.stack(channels), case.grid, case.unit)

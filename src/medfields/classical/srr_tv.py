@@ -51,4 +51,4 @@ class SRRTV(Method):
                 state.step()
                 run.report(change=state.change)
             channels.append((system.offset + system.scale * state.x)[inner].cpu())
-        return Volume(torch.stack(channels), case.grid, case.stacks[0].volume.unit)
+        return Volume(torch.stack(channels), case.grid, case.unit)

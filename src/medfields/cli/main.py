@@ -63,10 +63,10 @@ def _run(words: list[str]) -> int:
         module, function, _ = TASKS[name]
         code = getattr(import_module(f".{module}", __package__), function)(rest)
     elif name in COMMANDS:
-        import tyro
+        from .parser import bind
 
         module, function, _ = COMMANDS[name]
-        code = tyro.cli(getattr(import_module(f".{module}", __package__), function), args=rest, prog=f"medfields {name}")
+        code = bind(getattr(import_module(f".{module}", __package__), function), rest, f"medfields {name}")()
     else:
         raise UnknownName("command", name, [*TASKS, *COMMANDS])
     return code or 0

@@ -53,10 +53,10 @@ def query(
     if points:
         _at_points(function, Path(points), Path(output), gradient)
         return
-    from ..io import check_writable, write_volume
+    from ..io import check_image_path, write_volume
 
     spare([Path(output)], [field, like])
-    check_writable(output)
+    check_image_path(output)
     grid = _grid(function, spacing, like)
     volume = evaluate(function, grid, gradient)
     write_volume(volume, output)

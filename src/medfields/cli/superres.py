@@ -15,6 +15,7 @@ from tyro.conf import Positional
 from .. import __version__, plugins
 from ..errors import InputError
 from .config import from_table, peek, read_config
+from .parser import brief_errors
 
 if TYPE_CHECKING:
     from ..cases import Stacks
@@ -73,7 +74,7 @@ def superres(words: list[str]) -> None:
     paths, contrasts = _inputs(options)
     outputs = Outputs.of(options)
     from ..cases import Stacks
-    from ..io import check_writable
+    from ..io import check_image_path, check_writable
     from ..solve import Run, Terminal
     from .work import require_memory, spare, use_threads
 
@@ -87,10 +88,11 @@ def superres(words: list[str]) -> None:
         f"an output of {' x '.join(map(str, case.grid.shape))} voxels",
         "choose a larger --spacing",
     )
-    places = (*outputs.volumes(case.contrasts), outputs.field)
-    spare(places, (*paths, options.like))
-    for path in places:
-        check_writable(path)
+    images = outputs.volumes(case.contrasts)
+    spare((*images, outputs.field), (*paths, options.like))
+    for path in images:
+        check_image_path(path)
+    check_writable(outputs.field)
     with Run(
         outputs.run,
         seed=options.seed,
@@ -106,7 +108,7 @@ def superres(words: list[str]) -> None:
         field.grid, field.about = case.grid, {**field.about, **_about(options, method, case, run)}
         _write(outputs, case, volume, field)
         summary = run.finish(
-            stacks=[str(Path(p).resolve()) for p in paths], outputs=[str(p.resolve()) for p in outputs.volumes(case.contrasts)]
+            stacks=[str(Path(p).resolve()) for p in paths], outputs=[str(p.resolve()) for p in images]
         )
     from ..report import superres_page
 
@@ -127,6 +129,9 @@ def parse(words: list[str]) -> tuple[Options, Method]:
     hyper = table.pop("hyper", {})
     if not isinstance(hyper, dict):
         raise InputError(f"{path}: hyper cannot be {hyper!r}", "the options of the method stand below a line that reads [hyper]")
+    for flag, other in (("--spacing", "like"), ("--like", "spacing")):
+        if peek(words, flag):
+            table.pop(other, None)  # these two say the same thing in two ways, and a flag wins over the file
     given = from_table(Options, table, path)
     name = peek(words, "--method") or given.method or plugins.default(TASK)
     entry = plugins.find(name)
@@ -146,7 +151,8 @@ def parse(words: list[str]) -> tuple[Options, Method]:
     )
     flags.__doc__ = f"{Options.__doc__}\n\nThe options of the method '{name}' ({entry.title}) follow those of the task."
     start = flags(**{**vars(given), "method": name}, hyper=default)
-    chosen = tyro.cli(flags, args=words, prog=f"medfields {TASK}", default=start)
+    with brief_errors(f"medfields {TASK}"):
+        chosen = tyro.cli(flags, args=words, prog=f"medfields {TASK}", default=start)
     return Options(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(Options)}), chosen.hyper
 
 

@@ -48,11 +48,12 @@ def require_memory(size: int, what: str, hint: str) -> None:
 
 
 def spare(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
-    """Raise OutputError if a result would take the place of a file it is made from: a scan may be the only copy."""
-    read = [Path(path) for path in inputs if path]
+    """Raise OutputError if a result would take the place of a file it is made from, or of the folder of such a file: a scan may be
+    the only copy."""
+    read = [part for path in inputs if path for part in (Path(path), Path(path).parent) if part.exists()]
     for path in outputs:
         if path.exists() and any(path.samefile(other) for other in read):
-            raise OutputError(f"{path} is an input of this command and would be overwritten", "choose another name with -o")
+            raise OutputError(f"{path} is, or holds, an input of this command and would be overwritten", "choose another name with -o")
 
 
 def read_any_field(path: str) -> Field:

@@ -28,12 +28,12 @@ _HINTS = {
 
 
 @contextmanager
-def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """A temporary path to write to; on success what lies there takes the place of `path`, on failure it vanishes.
 
     Missing parent folders are created. The temporary path has the final file name, in a hidden folder beside the
     target, so that writers which look at the name, or which write a second file next to the first (.mhd with its .raw),
-    work as usual. It may also become a folder; an existing target folder must be empty.
+    work as usual. It may also become a folder; an existing target folder must be empty, unless `replace` lets it go.
 
     Raises:
         OutputError: for whatever the operating system refuses: no permission, no space, a read-only disk, a file
@@ -44,14 +44,14 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         staging = _stage(path)
         try:
             yield staging / path.name
-            _publish(staging, path)
+            _publish(staging, path, replace)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise _refused(path, error) from error
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
+def check_writable(path: str | os.PathLike[str], *, replace: bool = False) -> None:
     """Find out now, before hours of computing, whether a result can be written to `path`.
 
     Raises:
@@ -59,7 +59,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     try:
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(path.iterdir()) and not replace:
             raise FileExistsError(errno.ENOTEMPTY, "the folder holds other files", str(path))
         _stage(path).rmdir()
     except OSError as error:
@@ -74,15 +74,22 @@ def _stage(path: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=".medfields-", dir=path.parent))
 
 
-def _publish(staging: Path, path: Path) -> None:
+def _publish(staging: Path, path: Path, replace: bool) -> None:
     """Move everything written under `staging` beside `path`, `path` itself last, because it refers to the rest."""
     target = staging / path.name
     if not target.exists():
         raise FileNotFoundError(errno.ENOENT, "its writer wrote nothing", str(path))
     for written in staging.rglob("*"):
         _sync(written)
-    for written in sorted(staging.iterdir(), key=lambda p: p == target):
-        os.replace(written, path.parent / written.name)
+    ready, former = sorted(staging.iterdir(), key=lambda p: p == target), staging / ".former"
+    if replace and path.is_dir():
+        os.replace(path, former)  # no system renames a folder onto one that holds files
+    try:
+        for written in ready:
+            os.replace(written, path.parent / written.name)
+    finally:
+        if former.exists() and not path.exists():  # refused or interrupted: better the former result than none
+            os.replace(former, path)
     with suppress(OSError):  # some network disks cannot sync a folder; the files themselves are safe
         _sync(path.parent)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from .source import LPS_TO_RAS, check_finite
 
 def write_dicom(volume: Volume, folder: Path, *, modality: str = "", description: str = "medfields", patient_id: str = "",
                 patient_name: str = "") -> None:
-    """Write `folder`/0001.dcm ... with the volume's geometry; the folder must be new or empty.
+    """Write `folder`/0001.dcm ... with the volume's geometry; the folder must be new or empty, or else `is_own_series`, which is replaced.
 
     Values are stored as int16, value = slope * stored + intercept: whole numbers that fit are kept exactly, others to
     1/65000 of their range.
@@ -45,10 +47,26 @@ def write_dicom(volume: Volume, folder: Path, *, modality: str = "", description
     common = _common(volume, modality)
     common.SeriesDescription, common.PatientID, common.PatientName = description, patient_id, patient_name
     common.RescaleSlope, common.RescaleIntercept = _ds(slope), _ds(intercept)
-    with atomic(folder) as temporary:
+    with atomic(folder, replace=is_own_series(folder)) as temporary:
         temporary.mkdir()
         for k in range(volume.grid.shape[2]):
             _slice(common, stored[:, :, k], volume.grid, k).save_as(temporary / f"{k + 1:04d}.dcm", enforce_file_format=True)
+
+
+def is_own_series(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds slices that `write_dicom` wrote and nothing else: a result that the next one may replace, as with a file."""
+    folder = Path(folder)
+    try:
+        files = list(folder.iterdir()) if folder.is_dir() else []
+        return bool(files) and all(re.fullmatch(r"\d{4,}\.dcm", file.name) and _is_own(file) for file in files)
+    except OSError:  # what cannot be read is not ours to replace
+        return False
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a file states us as its Manufacturer, byte for byte as `_common` writes it; nothing is parsed that could be damaged."""
+    with file.open("rb") as content:
+        return b"\x08\0\x70\0LO\x0a\0medfields " in content.read(2048)
 
 
 def _as_int16(data: np.ndarray) -> tuple[np.ndarray, float, float]:

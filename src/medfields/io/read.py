@@ -10,8 +10,9 @@ from numpy.typing import DTypeLike
 
 from ..errors import FileError, OutputError
 from ..space import Volume
+from .atomic import check_writable
 from .dicom import is_dicom, read_dicom
-from .dicom_write import write_dicom
+from .dicom_write import is_own_series, write_dicom
 from .itk import itk_kind, read_itk, write_itk
 from .nifti import nifti_kind, read_nifti, write_nifti
 from .source import existing_file, first_bytes
@@ -59,16 +60,36 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, dtype: DTypeLi
         GeometryError: a sheared grid as DICOM.
     """
     path = Path(path)
+    kind = _kind(path)
+    if kind == "nifti":
+        write_nifti(volume, path, dtype=dtype)
+    elif kind == "itk":
+        write_itk(volume, path, dtype=dtype)
+    else:
+        write_dicom(volume, path)
+
+
+def check_image_path(path: str | os.PathLike[str]) -> None:
+    """Find out now, before hours of computing, whether `write_volume` can write there.
+
+    Raises:
+        OutputError: as `write_volume` and `check_writable` would.
+    """
+    _kind(Path(path))
+    check_writable(path, replace=is_own_series(path))
+
+
+def _kind(path: Path) -> str:
+    """The format that a name asks for: "nifti", "itk" or "dicom"."""
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
-        write_nifti(volume, path, dtype=dtype)
-    elif name.endswith(_ITK_NAMES):
-        write_itk(volume, path, dtype=dtype)
-    elif path.is_dir() or not path.suffix:
-        write_dicom(volume, path)
-    else:
-        raise OutputError(f"no known image format ends in '{path.suffix}'",
-                          "use .nii.gz, .nii, .nrrd, .mha or .mhd, or a folder name for a DICOM series")
+        return "nifti"
+    if name.endswith(_ITK_NAMES):
+        return "itk"
+    if path.is_dir() or not path.suffix:
+        return "dicom"
+    raise OutputError(f"no known image format ends in '{path.suffix}'",
+                      "use .nii.gz, .nii, .nrrd, .mha or .mhd, or a folder name for a DICOM series")
 
 
 def _unknown(path: Path, head: bytes) -> FileError:

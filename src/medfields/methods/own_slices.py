@@ -60,7 +60,7 @@ class OwnSlices(Method):
     def solve(self, case: Stacks, run: Run, prior: nn.Module | None = None) -> Field:
         lattice, inner = padded(case)
         spec = BSpline.on(case.grid)
-        field = Field(spec, case.box(), len(case.contrasts), names=case.contrasts)
+        field = Field(spec, case.box(), len(case.contrasts), unit=case.unit, names=case.contrasts)
         for n, contrast in enumerate(case.contrasts):
             system = SliceSystem(case.only(contrast), lattice, device=run.device)
             values = self._one(system, run, contrast)

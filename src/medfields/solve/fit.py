@@ -90,7 +90,13 @@ class HeldOut:
     @torch.no_grad()
     def look(self, step: int) -> bool:
         """Measure the error after `step` steps; True once it has not fallen for `patience` looks in a row."""
-        value = None if step == self.seen else self.problem.held_out()
+        if step == self.seen:
+            return False
+        modes = {module: module.training for module in self.problem.modules()}
+        self.problem.eval()  # no jitter or dropout: two looks at one state give one number
+        value = self.problem.held_out()
+        for module, mode in modes.items():
+            module.training = mode
         if value is None:
             return False
         self.seen, self.latest = step, float(value)

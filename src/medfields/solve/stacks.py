@@ -16,8 +16,9 @@ class StackFit(Inverse):
     """Least squares through the slice profile, and total variation between random pairs of points one voxel apart.
 
     Thick slices leave fine oblique detail undetermined; a network with high frequencies at hand fills it with grain. The second term,
-    weight times the mean of sqrt(|f(x) - f(x + h e)|^2 + 0.01^2) over random places x and directions e, keeps that quiet. Intensities count
-    as -1 to 1 from the 1st to the 99th percentile, whatever their unit.
+    weight times the mean of sqrt(|f(x) - f(x + h e)|^2 + 0.01^2) over random places x and directions e, keeps that quiet. The norm is
+    that of all contrasts together, so where one has an edge another may have one at no great cost (vectorial total variation, Blomgren
+    and Chan, IEEE TIP 1998). Intensities count as -1 to 1 from the 1st to the 99th percentile, whatever their unit.
 
     Args:
         spec: of the field.
@@ -32,7 +33,7 @@ class StackFit(Inverse):
 
     def __init__(self, spec: Spec, case: Stacks, samples: int, nodes: int, tv: float = 0.0, held_out: float = 0.0):
         offset, scale = case.intensities()
-        field = Field(spec, case.box(), len(case.contrasts), scale=scale, offset=offset, names=case.contrasts)
+        field = Field(spec, case.box(), len(case.contrasts), scale=scale, offset=offset, unit=case.unit, names=case.contrasts)
         super().__init__(field, case.operator(nodes), case.samples(), samples, held_out)
         self.tv, self.pairs, self.box, self.step = tv, max(1, samples // 2), case.grid.box(), float(case.grid.spacing.min())
         self.register_buffer("size", scale, persistent=False)
@@ -51,4 +52,4 @@ class StackFit(Inverse):
             return {"data": data}
         x, direction = pairs
         a, b = (self.field(torch.cat([x, x + self.step * direction])) / self.size).chunk(2)
-        return {"data": data, "variation": self.tv * ((a - b).square() + 1e-4).sqrt().mean()}
+        return {"data": data, "variation": self.tv * ((a - b).square().sum(-1) + 1e-4).sqrt().mean()}
