@@ -42,6 +42,11 @@ print("cpu", resource.getrusage(resource.RUSAGE_SELF).ru_utime)""")
     assert float(done.stdout.split()[-1]) < 0.5  # processor time, not wall time: a busy machine does not matter
 
 
+def test_it_can_be_run_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "medfields", "--version"], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.startswith("medfields ")
+
+
 def test_help_names_every_command(medfields) -> None:
     said = medfields("--help")
     assert said.code == 0

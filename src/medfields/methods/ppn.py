@@ -41,15 +41,18 @@ def transfer(labels: Volume, grid: Grid, warp: Callable[[Tensor], Tensor] | None
     """
     names = torch.unique(labels.data)
     offsets = torch.cartesian_prod(*[(torch.arange(4) + 0.5) / 4 - 0.5] * 3) @ torch.tensor(grid.affine[:3, :3].T.copy(), dtype=torch.float32)
-    share = torch.zeros(len(names), *grid.shape)
     masks = [Volume((labels.data == name).float(), labels.grid, fill=float(name == 0)) for name in names]
-    for x in offsets:
-        points = grid.points() + x
-        points = points if warp is None else warp(points)
-        for n, mask in enumerate(masks):
-            share[n] += (mask(points)[..., 0] > 0.5).float() / len(offsets)
-    best, which = share.max(0)
-    return Volume(torch.where(best >= level, names[which], torch.zeros(())), grid)
+    out = torch.zeros(grid.shape)
+    for i in range(grid.shape[0]):  # slab by slab: the points of a whole brain would not fit in memory
+        share = torch.zeros(len(names), *grid.shape[1:])
+        for offset in offsets:
+            points = grid.slab(i, i + 1)[0] + offset
+            points = points if warp is None else warp(points)
+            for n, mask in enumerate(masks):
+                share[n] += (mask(points)[..., 0] > 0.5).float() / len(offsets)
+        best, which = share.max(0)
+        out[i] = torch.where(best >= level, names[which], torch.zeros(()))
+    return Volume(out, grid)
 
 
 @dataclass(frozen=True)
