@@ -5,7 +5,8 @@ looks like in full resolution, only in other directions. (1) Total variation giv
 becomes a truth of the same kind of anatomy; it is measured with the very stacks' operators A, with the noise found in them, and
 reconstructed by linear least squares: pairs of what a reconstruction looks like and what it should. (3) A residual network learns to map
 planes of the former to the latter. (4) It is applied to the linear reconstruction of the real stacks, in every plane that is spanned by
-slice directions, and averaged.
+slice directions, and averaged. Several contrasts go through all of this together: the network sees them side by side, so where one is
+thick another that is sharp there can help.
 
 Needs: stacks with their slice thickness (mm), any number and orientation; works best with two or more.
 Gives: intensity, one channel for each contrast, as a trilinear field on the output grid.
@@ -61,41 +62,51 @@ class OwnSlices(Method):
         lattice, inner = padded(case)
         spec = BSpline.on(case.grid)
         field = Field(spec, case.box(), len(case.contrasts), unit=case.unit, names=case.contrasts)
-        for n, contrast in enumerate(case.contrasts):
-            system = SliceSystem(case.only(contrast), lattice, device=run.device)
-            values = self._one(system, run, contrast)
-            basis = cast(LinearBasis, field.net)
-            with torch.no_grad():
-                basis.coefficients[n] = (system.offset + system.scale * values)[inner].cpu()
-        return field
+        systems = [SliceSystem(case.only(contrast), lattice, device=run.device) for contrast in case.contrasts]
+        solvers = [s.solver(self.smooth) for s in systems]
 
-    def _one(self, system: SliceSystem, run: Run, name: str) -> Tensor:
-        first = TotalVariation(system, self.weight)
-        for _ in run.steps(20, f"total variation {name}".strip(), first):
+        def linear(measured: list[list[Tensor]]) -> Tensor:
+            sides = [s.adjoint(y) for s, y in zip(systems, measured, strict=True)]
+            return torch.stack([solve(b, torch.zeros_like(b)) for solve, b in zip(solvers, sides, strict=True)])
+
+        first = TotalVariation(systems, self.weight)
+        for _ in run.steps(40, "total variation", first):
             first.step()
             run.report(change=first.change)
-        linear = system.solver(self.smooth)
-        noise = system.noise()
-        run.note(**{f"noise {name}".strip(): noise * system.scale})
-        rng = run.generator(f"noise {name}")
+        noise, rng = [s.noise() for s in systems], run.generator("noise")
+        run.note(**{f"noise {c}".strip(): n * s.scale for c, n, s in zip(case.contrasts, noise, systems, strict=True)})
         truths, seen = [], []
-        for order in itertools.islice(itertools.permutations(range(3)), 1, 5):
-            truth = fitted(first.x.permute(order), system.lattice.shape)
-            y = [a + noise * torch.randn(a.shape, generator=rng, device=a.device) * o.inside for a, o in
-                 zip(system.apply(truth), system.operators, strict=True)]
-            b = system.adjoint(y)
+        for turn in _turns(systems):
+            truth = torch.stack([fitted(x.permute(turn), lattice.shape) for x in first.x])
+            measured = [[y + n * torch.randn(y.shape, generator=rng, device=y.device) * o.inside for y, o in
+                         zip(s.apply(x), s.operators, strict=True)] for s, x, n in zip(systems, truth, noise, strict=True)]
             truths.append(truth)
-            seen.append(linear(b, torch.zeros_like(b)))
-        planes = _planes(system)
-        net = PlaneNet(self.width, self.depth)
-        pairs = PlanePairs(net, torch.stack(seen), torch.stack(truths), system.covered(), planes, self.patches, self.patch)
-        run.fit(pairs, steps=self.steps, lr=self.lr, name=f"own slices {name}".strip(), schedule="cosine", final=0.0)
-        b = system.adjoint(system.y)
-        return corrected(net, linear(b, torch.zeros_like(b)), planes)
+            seen.append(linear(measured))
+        net, planes, covered = PlaneNet(self.width, self.depth, len(systems)), _planes(systems), torch.stack([s.covered() for s in systems])
+        pairs = PlanePairs(net, torch.stack(seen), torch.stack(truths), covered, planes, self.patches, self.patch)
+        run.fit(pairs, steps=self.steps, lr=self.lr, name="own slices", schedule="cosine", final=0.0)
+        values = corrected(net, linear([s.y for s in systems]), planes)
+        with torch.no_grad():
+            for n, s in enumerate(systems):
+                cast(LinearBasis, field.net).coefficients[n] = (s.offset + s.scale * values[n])[inner].cpu()
+        return field
 
 
-def _planes(system: SliceSystem) -> list[tuple[int, int]]:
-    """The lattice planes in which something is lost: those spanned by two slice directions, or holding the only one."""
-    across = sorted({int(abs(system.lattice.directions.T @ s.normal).argmax()) for s in system.case.stacks})
-    pairs = list(itertools.combinations(range(3), 2))
-    return [p for p in pairs if set(p) <= set(across)] if len(across) > 1 else [p for p in pairs if across[0] in p]
+def _across(system: SliceSystem) -> list[int]:
+    """The lattice axes nearest to the slice directions."""
+    return sorted({int(abs(system.lattice.directions.T @ s.normal).argmax()) for s in system.case.stacks})
+
+
+def _turns(systems: list[SliceSystem]) -> list[tuple[int, ...]]:
+    """Up to four permutations of the axes. One that leaves what a contrast loses in its place would teach that nothing is lost."""
+    across = [a for a in map(_across, systems) if len(a) < 3]
+    turns = itertools.islice(itertools.permutations(range(3)), 1, None)
+    return [t for t in turns if all({t[d] for d in a} != set(a) for a in across)][:4]
+
+
+def _planes(systems: list[SliceSystem]) -> dict[tuple[int, int], tuple[bool, ...]]:
+    """The lattice planes in which a contrast loses something, those spanned by two of its slice directions or holding its only one; and
+    for which contrasts that is so."""
+    across = [set(_across(system)) for system in systems]
+    planes = {p: tuple(set(p) <= a if len(a) > 1 else a <= set(p) for a in across) for p in itertools.combinations(range(3), 2)}
+    return {p: losing for p, losing in planes.items() if any(losing)}

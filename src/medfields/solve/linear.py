@@ -195,37 +195,41 @@ def padded(case: Stacks) -> tuple[Grid, tuple[slice, slice, slice]]:
 
 
 class TotalVariation(nn.Module):
-    """min 1/2 |A c - y|^2 + weight sum |D c| by ADMM, one `step` at a time.
+    """min sum_c 1/2 |A_c x_c - y_c|^2 + weight sum sqrt(sum_c |D x_c|^2) by ADMM, one `step` at a time, for the contrasts c of a case.
+
+    The total variation is that of all contrasts together: where one has an edge, another may have one at no great cost (Blomgren and
+    Chan, IEEE TIP 1998).
 
     Args:
-        system: A and y.
+        systems: A and y of every contrast, on one lattice.
         weight: of the isotropic total variation.
     """
 
-    RHO = 0.2  # the penalty of the split; the answer does not depend on it, the speed does
+    RHO = 0.03  # the penalty of the split; the answer does not depend on it, the speed does: 0.2 was still 1 dB short after 30 steps
     x: Tensor
     z: Tensor
     u: Tensor
     change: Tensor
 
-    def __init__(self, system: SliceSystem, weight: float):
+    def __init__(self, systems: Sequence[SliceSystem], weight: float):
         super().__init__()
         self.weight = weight
-        self.b = system.adjoint(system.y)
-        self.solver = system.solver(self.RHO, steps=2)  # each solve goes on from the last one
-        start = system.solver(0.02)(self.b, torch.zeros_like(self.b))
+        self.b = torch.stack([s.adjoint(s.y) for s in systems])
+        self.solvers = [s.solver(self.RHO, steps=2) for s in systems]  # each solve goes on from the last one
+        start = torch.stack([s.solver(0.02)(b, torch.zeros_like(b)) for s, b in zip(systems, self.b, strict=True)])
         self.register_buffer("x", start)
-        self.register_buffer("z", gradient(start))
+        self.register_buffer("z", torch.stack([gradient(x) for x in start]))
         self.register_buffer("u", torch.zeros_like(self.z))
         self.register_buffer("change", torch.zeros(()))
 
     @torch.no_grad()
     def step(self) -> None:
-        """One iteration: linear solve, shrinkage, multiplier."""
+        """One iteration: linear solves, shrinkage, multiplier."""
         before = self.x
-        self.x = self.solver(self.b + self.RHO * gradient_adjoint(self.z - self.u), self.x)
-        relaxed = 1.6 * gradient(self.x) - 0.6 * self.z + self.u
-        size = relaxed.square().sum(0).sqrt_().clamp_min_(1e-12)
+        goals = zip(self.solvers, self.b, self.z - self.u, before, strict=True)
+        self.x = torch.stack([solve(b + self.RHO * gradient_adjoint(p), x) for solve, b, p, x in goals])
+        relaxed = 1.6 * torch.stack([gradient(x) for x in self.x]) - 0.6 * self.z + self.u
+        size = relaxed.square().sum((0, 1)).sqrt_().clamp_min_(1e-12)
         self.z = relaxed * (1 - self.weight / (self.RHO * size)).clamp_min(0)
         self.u = relaxed - self.z
         self.change = (self.x - before).norm() / self.x.norm().clamp_min(1e-12)

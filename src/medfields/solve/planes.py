@@ -7,7 +7,7 @@ as far as a three-dimensional one for a tenth of the work.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,16 +18,20 @@ from ..kernels.workers import each
 from .problem import Problem
 
 Axes = tuple[int, int]
+Planes = Mapping[Axes, tuple[bool, ...]]  # the axes of planes -> for each contrast, whether it loses something in them
 
 
 class PlaneNet(nn.Module):
-    """Three neighbouring planes -> the middle one, corrected. Works on 2 x 2 pixel blocks, which doubles what it sees for the price."""
+    """Three neighbouring planes of every contrast, [n, 3 C, A, B] -> the middle ones, corrected, [n, C, A, B].
 
-    def __init__(self, width: int, depth: int):
+    Works on 2 x 2 pixel blocks, which doubles what it sees for the price.
+    """
+
+    def __init__(self, width: int, depth: int, contrasts: int = 1):
         super().__init__()
-        sizes = [12] + [width] * depth
+        sizes = [12 * contrasts] + [width] * depth
         layers = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.LeakyReLU(0.1)) for a, b in itertools.pairwise(sizes)]
-        last = nn.Conv2d(width, 4, 3, padding=1)
+        last = nn.Conv2d(width, 4 * contrasts, 3, padding=1)
         nn.init.zeros_(last.weight)
         self.layers = nn.Sequential(*layers, last)
         self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
@@ -36,42 +40,54 @@ class PlaneNet(nn.Module):
         blocks = nn.functional.pixel_unshuffle(planes, 2).contiguous(memory_format=torch.channels_last)
         with torch.autocast(planes.device.type, torch.bfloat16):
             correction = self.layers(blocks)
-        return planes[:, 1:2] + nn.functional.pixel_shuffle(correction.float(), 2)
+        return planes[:, 1::3] + nn.functional.pixel_shuffle(correction.float(), 2)
 
 
 class PlanePairs(Problem):
-    """Random patches of pairs (reconstruction, truth) of volumes [P, I, J, K], in planes of given axes, where stacks saw something."""
+    """Random patches of pairs (reconstruction, truth) of volumes, in planes where a contrast loses something and its stacks see it.
+
+    Args:
+        net: to be taught.
+        seen, truth: [P, C, I, J, K], P pairs of volumes of C contrasts.
+        covered: [C, I, J, K] bool, what the stacks of each contrast see.
+        planes: axes of the planes, and which contrasts lose something in them.
+        patches, patch: patches in a step, and their side in voxels.
+
+    Raises:
+        InputError: if the volumes are too small for a patch.
+    """
 
     memory = "patches, the number of patches in a step"
     seen: Tensor
     truth: Tensor
     covered: Tensor
 
-    def __init__(self, net: PlaneNet, seen: Tensor, truth: Tensor, covered: Tensor, planes: list[Axes], patches: int, patch: int):
+    def __init__(self, net: PlaneNet, seen: Tensor, truth: Tensor, covered: Tensor, planes: Planes, patches: int, patch: int):
         super().__init__()
-        self.net, self.planes, self.patches = net, planes, patches
+        self.net, self.planes, self.patches = net, list(planes.items()), patches
         self.register_buffer("seen", seen, persistent=False)
         self.register_buffer("truth", truth, persistent=False)
         self.register_buffer("covered", covered.float(), persistent=False)
-        self.patch = min(patch, *seen.shape[1:]) // 2 * 2
-        if self.patch < 2 or min(seen.shape[1:]) < 3:
-            raise InputError(f"patches of {patch} voxels in a volume of {tuple(seen.shape[1:])} leave nothing to learn from", "use srr-tv")
+        self.shape = seen.shape[2:]
+        self.patch = min(patch, *self.shape) // 2 * 2
+        if self.patch < 2 or min(self.shape) < 3:
+            raise InputError(f"patches of {patch} voxels in a volume of {tuple(self.shape)} leave nothing to learn from", "use srr-tv")
 
     def batch(self, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         seen, truth, weight = [], [], []
         for r in torch.rand(self.patches, 8, generator=rng, device=rng.device).tolist():
-            a, b = self.planes[int(r[0] * len(self.planes))]
+            (a, b), losing = self.planes[int(r[0] * len(self.planes))]
             across, p = 3 - a - b, int(r[1] * len(self.seen))
             start = [0, 0, 0]
             for axis, at, span in ((a, r[2], self.patch), (b, r[3], self.patch), (across, r[4], 3)):
-                start[axis] = int(at * (self.seen.shape[axis + 1] - span + 1))
+                start[axis] = int(at * (self.shape[axis] - span + 1))
             size = [3 if axis == across else self.patch for axis in range(3)]
-            cut = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
-            flips = [d for d, f in ((0, r[5]), (1, r[6]), (2, r[7])) if f < 0.5]
-            x, y, w = (v[cut].permute(across, a, b).flip(flips) for v in (self.seen[p], self.truth[p], self.covered))
-            seen.append(x)
-            truth.append(y[1])
-            weight.append(w[1])
+            cut = (slice(None), *(slice(s, s + n) for s, n in zip(start, size, strict=True)))
+            flips = [d + 1 for d, f in enumerate(r[5:8]) if f < 0.5]
+            x, y, w = (v[cut].permute(0, across + 1, a + 1, b + 1).flip(flips) for v in (self.seen[p], self.truth[p], self.covered))
+            seen.append(x.flatten(0, 1))
+            truth.append(y[:, 1])
+            weight.append(w[:, 1] * torch.tensor(losing, device=w.device)[:, None, None])
         return torch.stack(seen), torch.stack(truth), torch.stack(weight)
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor], progress: float) -> dict[str, Tensor]:
@@ -80,7 +96,7 @@ class PlanePairs(Problem):
         share = weight / weight.sum().clamp_min(1e-6)
 
         def error(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-            return (w * (self.net(x)[:, 0] - y).square()).sum()
+            return (w * (self.net(x) - y).square()).sum()
 
         def work(pairs: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
             for pair in pairs:
@@ -112,23 +128,23 @@ class _Sum(torch.autograd.Function):
 
 
 @torch.no_grad()
-def corrected(net: PlaneNet, volume: Tensor, planes: list[Axes]) -> Tensor:
-    """The network on all planes of a volume [I, J, K], averaged over directions and mirror images."""
-    total = torch.zeros_like(volume)
-    for a, b in planes:
+def corrected(net: PlaneNet, volume: Tensor, planes: Planes) -> Tensor:
+    """The network on all planes of a volume [C, I, J, K], averaged over mirror images and, for each contrast, the planes where it loses."""
+    total, times = torch.zeros_like(volume), torch.zeros(len(volume), 1, 1, 1, device=volume.device)
+    for (a, b), losing in planes.items():
         across = 3 - a - b
-        stack = volume.permute(across, a, b)
-        near = torch.stack([stack[:1], stack[-1:]])
-        x = torch.cat([near[0], stack, near[1]]).unfold(0, 3, 1).movedim(-1, 1)
-        odd = (0, stack.shape[2] % 2, 0, stack.shape[1] % 2)
+        stack = volume.permute(across + 1, 0, a + 1, b + 1)
+        x = torch.cat([stack[:1], stack, stack[-1:]]).unfold(0, 3, 1).movedim(-1, 2).flatten(1, 2)
+        odd = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
         for flips in ((), (2, 3)):
             def work(parts: Iterator[Tensor], flips: tuple[int, ...] = flips, odd: tuple[int, ...] = odd) -> Iterator[Tensor]:
                 return (net(nn.functional.pad(part, odd, mode="replicate").flip(flips)).flip(flips) for part in parts)
 
-            out = torch.cat(each(work, x.split(8)))
-            back = out[:, 0, : stack.shape[1], : stack.shape[2]]
-            total += back.permute(*[(across, a, b).index(axis) for axis in range(3)])
-    return total / (2 * len(planes))
+            out = torch.cat(each(work, x.split(8)))[:, :, : x.shape[2], : x.shape[3]]
+            share = torch.tensor(losing, device=volume.device).float().reshape(-1, 1, 1, 1)
+            total += share * out.permute(1, *[(across, -1, a, b).index(axis) for axis in range(3)])
+            times += share
+    return torch.where(times > 0, total / times.clamp_min(1), volume)
 
 
 def fitted(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
