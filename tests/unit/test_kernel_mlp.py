@@ -47,11 +47,11 @@ def test_fp32_chunks_differ_from_the_twin_by_rounding(activation: str) -> None:
         assert error(ours, twin) < 1e-5
 
 
-@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize(("width", "outputs"), [(200, 1), (200, 3), (1030, 1)])
 @pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_bf16_keeps_its_stated_tolerance(activation: str, outputs: int) -> None:
+def test_bf16_keeps_its_stated_tolerance(activation: str, width: int, outputs: int) -> None:
     mlp.set_policy("bf16")
-    net = network(outputs=outputs)
+    net = network(width, outputs=outputs)
     ours, twin = run(mlp.mlp_forward, activation, *net), run(mlp.mlp_torch, activation, *net)
     assert all(t.dtype == torch.float32 for t in ours)
     assert 1e-6 < error(ours[0], twin[0]) < 0.01  # not equal: bf16 did run

@@ -110,8 +110,7 @@ class _ChunkedMLP(torch.autograd.Function):
         size = parts[0].stop  # of the longest chunk
         y, kept = memory.empty((len(x), widths[-1])), _layers(x, widths[:-1], dtype, len(x)) if training else []
 
-        # A product with one column is too thin for a matrix routine: it is taken along with the last ReLU.
-        together = activation == "relu" and dtype == torch.bfloat16 and len(weights[-1]) == 1 and weights[-1].is_contiguous()
+        together = dtype == torch.bfloat16 and activation == "relu" and _thin(weights[-1])
 
         def run(parts: Iterator[slice]) -> Iterator[None]:
             own = kept or _layers(x, widths[:-1], dtype, size)
@@ -177,6 +176,12 @@ class _ChunkedMLP(torch.autograd.Function):
                 if total is not None and share is not None:
                     total += share
         return None, None, None, None, grad_x, *totals
+
+
+def _thin(last: Tensor) -> bool:
+    """Whether a last layer is too thin for a matrix routine, so that the ReLU before it takes it along."""
+    from .mlp_numba import NARROW
+    return len(last) == 1 and last.shape[1] <= NARROW and last.is_contiguous()
 
 
 def _relu_(z: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """What surrounds the products of a ReLU network in bfloat16, on the bits: torch converts to float32 and back, in passes of their own.
 
 Here ReLU is one pass, which takes along a last layer of one output; its derivative and the gradient of the bias are another.
-The width of a layer is known to the compiler as the length of the tuple `units`, so a row is a few vector instructions.
+The width of a narrow layer is known to the compiler as the length of the tuple `units`, so a row is a few vector instructions; a wide one
+would take seconds to compile, and its products outweigh what surrounds them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .dispatch import jit
 
 SIGN, REST, INFINITY = np.uint16(0x8000), np.uint16(0x7FFF), np.uint16(0x7F80)
 ZERO, NOTHING = np.float32(0), np.uint16(0)
+NARROW = 256  # units
 BLOCK = 1024  # points whose gradients are summed before they join the total
 
 
@@ -72,6 +74,12 @@ def _relu_backward(units, g, h, total):  # type: ignore[no-untyped-def]
             total[i] += part[i]
 
 
+@jit()
+def _mask_all(g, h):  # type: ignore[no-untyped-def]
+    for i in range(len(g)):
+        g[i] = g[i] if h[i] & REST else NOTHING
+
+
 def _bits(tensor: Tensor) -> np.ndarray:
     return tensor.view(-1).view(torch.uint16).numpy()
 
@@ -83,12 +91,15 @@ def relu_(z: Tensor) -> Tensor:
 
 
 def last_(z: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
-    """z <- max(z, 0) and y = z w + b for z [n, W] bfloat16 and w [1, W], b [1], y [n, 1] float32; all contiguous."""
+    """z <- max(z, 0) and y = z w + b for z [n, W] bfloat16 and w [1, W], b [1], y [n, 1] float32; all contiguous, W <= `NARROW`."""
     _last((0,) * weight.shape[1], _bits(z), *(t.detach().view(-1).numpy() for t in (weight, bias, y)))
 
 
 def relu_backward_(g: Tensor, h: Tensor) -> Tensor:
     """g <- g where h != 0, else 0, for h the output of ReLU, both contiguous [n, W] bfloat16; returns sum_n g, [W] float32."""
+    if g.shape[1] > NARROW:
+        _mask_all(_bits(g), _bits(h))
+        return g.sum(0, dtype=torch.float32)
     total = torch.empty(g.shape[1])
     _relu_backward((0,) * g.shape[1], _bits(g), _bits(h), total.numpy())
     return total
