@@ -32,8 +32,8 @@ class PlaneNet(nn.Module):
         sizes = [12 * contrasts] + [width] * depth
         layers = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.LeakyReLU(0.1)) for a, b in itertools.pairwise(sizes)]
         last = nn.Conv2d(width, 4 * contrasts, 3, padding=1)
-        nn.init.zeros_(last.weight)  # untaught, it changes nothing
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():  # untaught, it changes nothing
+            nn.init.zeros_(parameter)
         self.layers = nn.Sequential(*layers, last)
         self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
 
