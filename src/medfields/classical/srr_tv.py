@@ -39,7 +39,7 @@ class SRRTV(Method):
     fidelity: ClassVar[str] = "classical"
 
     weight: float = 0.0025
-    steps: int = 100
+    steps: int = 30
 
     @torch.no_grad()
     def solve(self, case: Stacks, run: Run, prior: nn.Module | None = None) -> Volume:

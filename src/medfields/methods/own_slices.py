@@ -70,7 +70,7 @@ class OwnSlices(Method):
             return torch.stack([solve(b, torch.zeros_like(b)) for solve, b in zip(solvers, sides, strict=True)])
 
         first = TotalVariation(systems, self.weight)
-        for _ in run.steps(40, "total variation", first):
+        for _ in run.steps(20, "total variation", first):
             first.step()
             run.report(change=first.change)
         noise, rng = [s.noise() for s in systems], run.generator("noise")

@@ -149,6 +149,11 @@ class SliceSystem:
         normal, guess = partial(self.normal, smooth=smooth, near=near), self.preconditioner(smooth, near)
         return lambda b, start: conjugate_gradients(normal, b, start, steps, guess)
 
+    @property
+    def oblique(self) -> bool:
+        """Whether a stack does not lie along the lattice."""
+        return any(o.factors is None for o in self.operators)
+
     def preconditioner(self, smooth: float, near: float = 0.0) -> Callable[[Tensor], Tensor] | None:
         """The inverse of A^T A + smooth D^T D + near where every stack lies along the lattice and sees all of it; close to it
         where a stack sees a part; None where a stack is oblique.
@@ -215,7 +220,8 @@ class TotalVariation(nn.Module):
         super().__init__()
         self.weight = weight
         self.b = torch.stack([s.adjoint(s.y) for s in systems])
-        self.solvers = [s.solver(self.RHO, steps=2) for s in systems]  # each solve goes on from the last one
+        # Each solve goes on from the last one. Where there is a preconditioner, one step of it converges soonest.
+        self.solvers = [s.solver(self.RHO, steps=2 if s.oblique else 1) for s in systems]
         start = torch.stack([s.solver(0.02)(b, torch.zeros_like(b)) for s, b in zip(systems, self.b, strict=True)])
         self.register_buffer("x", start)
         self.register_buffer("z", torch.stack([gradient(x) for x in start]))
