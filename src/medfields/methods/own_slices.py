@@ -53,7 +53,7 @@ class OwnSlices(Method):
     smooth: float = 0.02
     width: int = 64
     depth: int = 6
-    steps: int = 4000
+    steps: int = 3200
     lr: float = 1e-3
     patches: int = 4
     patch: int = 48
