@@ -31,7 +31,8 @@ How far to trust it: the settings of `own-slices`, the weights of `srr-tv` and t
 single-seed trials on crops of the T1 head that the `forrest` tasks score and on the two pairs of contrasts, so those rows are not a held-out
 test; on `cord` and `t1gd` nothing was chosen. The networks are smaller than published, to fit two cores, `mcginnis` has a grid in place of its
 Fourier features, and all but those with `tv 0` carry a weak total variation that their papers do not have; the rows hold every setting. Some
-methods have fewer than three seeds; the last column says so.
+methods have fewer than three seeds; the last column says so. `own-slices` has 3200 steps on `forrest-2x5` and `forrest-3x4`, its default; its
+other rows are of 4000 steps, those of `forrest-small` and two of `cord` also of an older first volume.
 """
 
 
