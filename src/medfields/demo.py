@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from tyro.conf import Positional
 
 from . import plugins
 from .cases import Stacks
 from .cli.main import main
+from .cli.parser import bind
 from .errors import FileError, MedfieldsError, UnknownName
 from .evaluate import metrics, simulate
 from .evaluate.bench import solve
@@ -131,6 +131,6 @@ def compare(folder: Path, ours: str, truth: Volume, mask: np.ndarray, stacks: li
 
 if __name__ == "__main__":
     try:
-        sys.exit(tyro.cli(demo, prog="python -m medfields.demo"))
+        sys.exit(bind(demo, sys.argv[1:], "python -m medfields.demo")())
     except MedfieldsError as error:
         sys.exit(f"medfields: error: {error}")

@@ -53,7 +53,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> superres.Task:
     monkeypatch.setenv("MEDFIELDS_DATA", str(tmp_path / "data"))
     sources = (superres.Source("t1", "t1.nii.gz", (2,)), superres.Source("t2", "t2.nii.gz", (0,)))
     toy = superres.Task("toy", "toy pair, 3x", sources, (6, 6, 6), (24, 24, 24), 3, lesions=True)
-    monkeypatch.setattr(superres, "TASKS", {"toy": toy})
+    monkeypatch.setitem(superres.TASKS, "toy", toy)
     monkeypatch.setattr(superres, "LESION_RADIUS", 1.5)
     monkeypatch.setattr(superres, "LESIONS", 1)
     monkeypatch.setattr(superres, "ABLATIONS", (superres.Ablation("no profile", ("toy",), profile="none"),))
@@ -97,7 +97,8 @@ def test_leak_counts_what_lesions_do_to_the_other_contrast(task: superres.Task, 
     having[1][own] -= 0.1 * depth[1]
     having[1][other] += 0.6 * depth[1]
     found = superres.leak(Volume(having, trial.truth.grid), Volume(lacking, trial.truth.grid), trial)
-    assert found["leak"] == pytest.approx((0.1 + 0.0) / 2, rel=1e-3) and found["kept"] == pytest.approx((0.8 + 0.6) / 2, rel=1e-3)
+    assert found["leak"] == pytest.approx((0.1 + 0.0) / 2, rel=1e-3) and found["leak_worst"] == pytest.approx(0.1, rel=1e-3)
+    assert found["kept"] == pytest.approx((0.8 + 0.6) / 2, rel=1e-3)
     assert superres.score(trial.truth, trial)["ssim"] == pytest.approx(1.0)
 
 
@@ -126,7 +127,7 @@ def test_only_what_is_missing_is_run(task: superres.Task, stub: Path, tmp_path: 
         return bench.run_here(job)
 
     monkeypatch.setattr(bench, "run_apart", record)
-    places = {"rows": tmp_path / "rows.jsonl", "page": tmp_path / "RESULTS.md", "cache": tmp_path}
+    places = {"tasks": ["toy"], "rows": tmp_path / "rows.jsonl", "page": tmp_path / "RESULTS.md", "cache": tmp_path}
     assert bench.bench(methods=[str(stub)], seeds=[0, 1], **places) == 0
     assert ran == ["seed 0", "seed 1", "(no profile) seed 0", "(no profile) seed 1"]
     ran.clear()
@@ -137,43 +138,47 @@ def test_only_what_is_missing_is_run(task: superres.Task, stub: Path, tmp_path: 
     bench.bench(methods=[str(stub)], seeds=[0], ablations=False, **places)
     bench.bench(methods=[str(stub)], seeds=[0], ablations=False, again=True, **places)
     assert ran == ["seed 0", "seed 0"]
-    assert len(rows.read_rows(places["rows"])) == 7 and len(rows.latest(rows.read_rows(places["rows"]))) == 5
-    results.check(places["rows"], places["page"])
+    assert len(rows.read_rows(tmp_path / "rows.jsonl")) == 7 and len(rows.latest(rows.read_rows(tmp_path / "rows.jsonl"))) == 5
+    results.check(tmp_path / "rows.jsonl", tmp_path / "RESULTS.md")
 
 
 def test_a_failed_run_leaves_no_row(task: superres.Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text(STUB.format(gain=1.0, lesson="False"))
-    places = {"rows": tmp_path / "rows.jsonl", "page": tmp_path / "RESULTS.md", "cache": tmp_path}
+    places = {"tasks": ["toy"], "rows": tmp_path / "rows.jsonl", "page": tmp_path / "RESULTS.md", "cache": tmp_path}
     assert bench.bench(methods=[str(broken)], seeds=[0], ablations=False, **places) == 1
-    assert not places["rows"].exists() and "FAILED" in capsys.readouterr().err
+    assert not (tmp_path / "rows.jsonl").exists() and "FAILED" in capsys.readouterr().err
     with pytest.raises(UnknownName, match="task"):
-        bench.bench(tasks=["no-such"], **places)
+        bench.bench(**places | {"tasks": ["no-such"]})
     with pytest.raises(UnknownName, match="family"):
         bench.bench("ct", **places)
 
 
 def row(task: str, method: str, psnr: float, variant: str = "", **more: object) -> dict[str, object]:
+    """A row with today's scan and configuration."""
     machine = {"cpu": "a cpu", "threads": 2, "torch": "2.13.0"}
-    rest = {"seed": 0, "ssim": 0.9, "seconds": 50.0, "peak_mb": 500.0, "fidelity": "published", "machine": machine}
-    return {"task": task, "method": method, "variant": variant, "psnr": psnr, **rest, **more}
+    rest = {"seed": 0, "ssim": 0.9, "seconds": 50.0, "peak_mb": 500.0, "fidelity": plugins.find(method).fidelity, "machine": machine}
+    today = {"scan": superres.scan_name(superres.TASKS[task]), "config": superres.configured(method, variant).config()}
+    return {"task": task, "method": method, "variant": variant, "psnr": psnr, **rest, **today, **more}
 
 
-def test_the_page_is_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(plugins.DEFAULT, "superres", "default")
-    table = [row("forrest-2x5", "default", 27.0, seed=s) for s in (0, 1)] + [row("forrest-2x5", "default", 25.5, "no profile")]
-    small = "forrest-small"
-    table += [row(small, "default", 27.0), row(small, "default", 25.5, "no profile"), row(small, "cubic-mean", 22.0, fidelity="classical")]
-    table += [row("forrest-2x5", "srr-tv", 26.8, fidelity="classical"), row("forrest-2x5", "cubic-mean", 22.0, fidelity="classical")]
-    table += [row("forrest-2x5", "srr-tv", 26.4, fidelity="classical")]  # newer than the row above
+def test_the_page_is_what_the_rows_say(tmp_path: Path) -> None:
+    ours, small = "own-slices", "forrest-small"
+    table = [row("forrest-2x5", ours, 27.0, seed=s) for s in (0, 1)] + [row("forrest-2x5", ours, 25.5, "not taught")]
+    table += [row(small, ours, 27.0), row(small, ours, 25.5, "no profile"), row(small, "cubic-mean", 22.0), row(small, "siren", 24.0)]
+    table += [row("forrest-2x5", "srr-tv", 26.8), row("forrest-2x5", "cubic-mean", 22.0), row("forrest-2x5", "srr-tv", 26.4)]  # a newer one
+    table += [row("forrest-2x5", "srr-cg", 40.0, config={"smooth": 7.0}), row("forrest-2x5", "srr-cg", 40.0, scan="another")]  # of yesterday
     text = results.page(table)  # type: ignore[arg-type]
-    order = ("| **default** (the default) | 27.00 ± 0.00 |", "| srr-tv *classical* | 26.40", "| cubic-mean *class")
-    ours, rival, cubic = map(text.index, order)
-    assert ours < rival < cubic and "26.80" not in text and "| 2 |" in text
-    verdicts = {line[0]: line[2:] for line in results.requirements(rows.latest(table))}  # type: ignore[arg-type]
-    assert verdicts["default over the best classical (srr-tv), `forrest-2x5`"] == ["+0.60 dB", "yes"]
-    assert verdicts["the slice profile in default"] == ["+1.50 dB", "**no**"]
-    assert verdicts["default over cubic-mean"] == ["+5.00 dB", "yes"]
+    order = ("| **own-slices** (the default) | 27.00 ± 0.00 |", "| srr-tv *classical* | 26.40", "| own-slices (not taught)", "| cubic-mean *class")
+    places = [text.index(line) for line in order]
+    assert places == sorted(places) and "26.80" not in text and "40.00" not in text and "| 2 |" in text
+    verdicts = {line[0]: line[2:] for line in results.requirements(rows.latest(table[:-2]))}  # type: ignore[arg-type]
+    assert verdicts["own-slices over the best classical (srr-tv), `forrest-2x5`"] == ["+0.60 dB", "yes"]
+    assert verdicts["time of own-slices, `forrest-2x5`, slowest seed"] == ["50.0 s", "yes"]
+    assert verdicts["time of own-slices, `forrest-3x4`, slowest seed"] == ["not measured", "**no**"]
+    assert verdicts["the slice profile in own-slices"] == ["+1.50 dB", "**no**"]
+    assert verdicts["own-slices over cubic-mean"] == ["+5.00 dB", "yes"] and verdicts["siren over cubic-mean"] == ["+2.00 dB", "**no**"]
+    assert verdicts["hash over cubic-mean"] == ["not measured", "**no**"]
     path, page = tmp_path / "rows.jsonl", tmp_path / "RESULTS.md"
     for r in table:
         rows.append_row(path, r)  # type: ignore[arg-type]
@@ -188,9 +193,23 @@ def test_the_page_is_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_leak_and_joint_gain_are_judged() -> None:
-    table = [row("brainweb-t1t2", "mcginnis", 30.0, contrasts={"t1": {"psnr": 31.0}, "t2": {"psnr": 29.0}}),
-             row("brainweb-t1t2", "mcginnis", 29.7, "one contrast", contrasts={"t1": {"psnr": 31.0}, "t2": {"psnr": 28.4}}),
-             row("brainweb-lesions", "mcginnis", 30.0, contrasts={"t1": {"psnr": 31.0}, "t2": {"psnr": 29.0}}, leak=0.07, kept=0.8)]
-    verdicts = [line[2:] for line in results.requirements(table)]  # type: ignore[arg-type]
-    assert verdicts == [["+0.30 dB", "**no**"], ["7.0 %", "**no**"]]
-    assert "| 7.0 | 80.0 |" in results.page(table)  # type: ignore[arg-type]
+    both = {"contrasts": {"t1": {"psnr": 31.0}, "t2": {"psnr": 29.0}}}
+    table = [row("brainweb-t1t2", "mcginnis", 30.0, **both), row("brainweb-t1t2", "mcginnis", 29.7, "one contrast", **both),
+             row("brainweb-t1t2", "mcginnis", 29.0, "tv 0", **both), row("brainweb-t1t2", "mcginnis", 28.4, "one contrast, tv 0", **both),
+             row("brainweb-lesions", "mcginnis", 30.0, leak=0.03, leak_worst=0.07, kept=0.8, **both)]
+    verdicts = {line[0]: line[2:] for line in results.requirements(table)}  # type: ignore[arg-type]
+    assert verdicts["mcginnis, joint over one contrast, `brainweb-t1t2`"] == ["+0.30 dB", "**no**"]
+    assert verdicts["mcginnis, joint over one contrast, both without total variation, `brainweb-t1t2`"] == ["+0.60 dB", "yes"]
+    assert verdicts["worst lesion of one contrast seen in the other, mcginnis"] == ["7.0 %", "**no**"]
+    assert "| 3.0 / 7.0 | 80.0 |" in results.page(table)  # type: ignore[arg-type]
+
+
+def test_ablations_differ_from_what_they_take_an_idea_from() -> None:
+    for task in superres.TASKS.values():
+        pairs = list(superres.plan(task))
+        assert len(pairs) == len(set(pairs))
+        for method, variant in pairs:
+            a = superres.ablation(method, variant)
+            assert a.name == variant
+            if variant and not a.one_contrast and a.profile == "gauss":
+                assert superres.configured(method, variant).config() != superres.configured(method, "").config()

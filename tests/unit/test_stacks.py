@@ -42,6 +42,12 @@ def test_a_single_file_slice_is_as_thick_as_its_header_says(tmp_path):
     assert (stack.axis, stack.thickness) == (2, 1.5)
 
 
+def test_slices_of_a_dicom_series_are_across_its_files(tmp_path):
+    write_volume(Volume(torch.rand(6, 6, 4), Grid.from_spacing((6, 6, 4), (2, 2, 1.5)), about={"thickness_mm": 3.0}), tmp_path / "overlapping")
+    (stack,) = Stacks.read([tmp_path / "overlapping"]).stacks
+    assert (stack.axis, stack.thickness) == (2, 3.0)
+
+
 @pytest.mark.parametrize(("data", "message"), [(torch.full((10, 10, 5), 3.0), "constant"), (torch.full((10, 10, 5), float("nan")), "NaN")])
 def test_useless_images_are_refused(data, message):
     with pytest.raises(InputError, match=message):

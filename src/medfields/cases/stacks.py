@@ -189,10 +189,10 @@ class Stacks:
         stacks = []
         for n, path in enumerate(paths):
             volume = read_volume(path)
-            through = slice_axis(volume.grid)
+            through = 2 if volume.about.get("kind") == "dicom" else slice_axis(volume.grid)  # a series says what its slices are
             given = thickness[n if len(thickness) > 1 else 0] if thickness else volume.about.get("thickness_mm")
             fwhm = float(volume.grid.normal(through) @ volume.grid.affine[:3, through] if given is None else given)
-            stacks.append(Stack(volume, fwhm, contrasts[n] if contrasts else "", Path(path).name))
+            stacks.append(Stack(volume, fwhm, contrasts[n] if contrasts else "", Path(path).name, through))
         grid = read_volume(like).grid if like else _common_grid(stacks, spacing)
         return cls(tuple(stacks), grid, profile)
 

@@ -20,10 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import plugins
 from ..errors import InputError, UnknownName
 from . import results
-from .results import PLAIN
 from .rows import CHECKOUT, RESULTS, append_row, read_rows
 from .tasks import superres
 
@@ -95,40 +93,16 @@ def _jobs(tasks: Sequence[superres.Task], methods: Sequence[str], seeds: Sequenc
     """What is missing, task by task."""
     for task in tasks:
         scan = superres.acquire(task, cache)
-        for method, variant in plan(task, methods, ablations):
-            config = _method(method, variant).config()
+        for method, variant in superres.plan(task, methods, ablations):
+            config = superres.configured(method, variant).config()
             for seed in seeds:
                 job = Job(task.name, method, variant, seed, str(scan))
                 if _identity({**asdict(job), "config": config, "scan": scan.stem}) not in done:
                     yield job
 
 
-def plan(task: superres.Task, methods: Sequence[str] = (), ablations: bool = True) -> Iterator[tuple[str, str]]:
-    """The methods and variants that a task asks for. Methods that learn from a cohort first do not take part: nobody gives them one."""
-    names = list(methods) or [name for name, entry in plugins.entries().items() if entry.task == "superres" and _takes_part(task, entry)]
-    for name in names:
-        classical = plugins.find(name).fidelity == "classical"
-        yield name, PLAIN
-        for a in superres.ABLATIONS if ablations else ():
-            if task.name in a.tasks and (name in a.methods or not (a.methods or classical)):
-                yield name, a.name
-
-
-def _takes_part(task: superres.Task, entry: plugins.Entry) -> bool:
-    named = entry.name in task.methods or ("classical" in task.methods and entry.fidelity == "classical")
-    return (not task.methods or named or entry.name == plugins.default("superres")) and "learn" not in vars(plugins.load(entry.name))
-
-
 def _unknown(name: str) -> superres.Task:
     raise UnknownName("task of superres", name, superres.TASKS)
-
-
-def _ablation(variant: str) -> superres.Ablation:
-    return next((a for a in superres.ABLATIONS if a.name == variant), superres.Ablation(PLAIN, ()))
-
-
-def _method(name: str, variant: str) -> Method:
-    return plugins.load(name)(**{**superres.BUDGETS.get(name, {}), **_ablation(variant).overrides})
 
 
 def _identity(row: dict[str, Any]) -> str:
@@ -155,9 +129,9 @@ def run_here(job: Job) -> dict[str, Any]:
     from ..solve import Run
     from ..solve.record import environment
 
-    task, ablation = superres.TASKS[job.task], _ablation(job.variant)
+    task, ablation = superres.TASKS[job.task], superres.ablation(job.method, job.variant)
     trial = superres.trial(task, Path(job.scan), job.seed, profile=ablation.profile)
-    method = _method(job.method, job.variant)
+    method = superres.configured(job.method, job.variant)
     before = peak_mb()
     start = time.monotonic()
     result = solve(method, trial.case, Run(seed=job.seed), ablation.one_contrast)
@@ -195,12 +169,14 @@ def peak_mb() -> float:
 
 
 def _commit() -> str:
-    words = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=10"]
+    """The commit of the code, "-dirty" if the code has changed since; the bench itself changes the file of rows."""
+    git = ["git", "-C", str(CHECKOUT)]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = subprocess.run([*git, "describe", "--always", "--abbrev=10"], capture_output=True, text=True, check=False)
+        changed = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=False)
     except OSError:  # no git
         return ""
-    return done.stdout.strip()
+    return done.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
 def _child(words: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ class _ChunkedMLP(torch.autograd.Function):
 
         def run(parts: Iterator[slice]) -> Iterator[None]:
             own = kept or _layers(x, widths[:-1], dtype, size)
-            top = memory.empty((size, widths[-2]))
+            top = memory.empty((0 if together else size, widths[-2]))
             for part in parts:
                 n = part.stop - part.start
                 here = [t[part] if training else t[:n] for t in own]
