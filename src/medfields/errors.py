@@ -50,6 +50,11 @@ class Diverged(MedfieldsError):
     exit_code = 6
 
 
+def says_memory(error: BaseException) -> bool:
+    """Whether an error of Python or of torch means that memory ran out; on the CPU torch has no class of its own for it."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 class OutOfMemory(MedfieldsError):
     """Memory ran out; the hint names the option to lower."""
 

@@ -184,7 +184,7 @@ def _import_path(path: Path) -> Any:
     return module
 
 
-def _broken(path: Path, error: BaseException) -> FileError:
+def told(path: Path, error: BaseException) -> str:
     """What went wrong in a method file, and in which of its lines."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         line, what = error.lineno, error.msg
@@ -192,4 +192,8 @@ def _broken(path: Path, error: BaseException) -> FileError:
         lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)]
         line, what = lines[-1] if lines else None, str(error)
     where = f"{path}, line {line}" if line else str(path)
-    return FileError(f"{where}: {type(error).__name__}{what and ': '}{what}", "--debug shows the traceback")
+    return f"{where}: {type(error).__name__}{what and ': '}{what}"
+
+
+def _broken(path: Path, error: BaseException) -> FileError:
+    return FileError(told(path, error), "--debug shows the traceback")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from medfields import plugins
+from medfields.cli.inspect import bibtex
 from medfields.fields import BSpline, Field
 from medfields.io import write_field
 from medfields.space import Grid
@@ -37,14 +41,28 @@ def test_show_prints_card_and_source(medfields) -> None:
 
 def test_cite_reads_what_the_card_says(medfields, tmp_path: Path) -> None:
     said = medfields("cite", "srr-cg").out
-    assert re.match(r"@misc\{srr-cg,\n", said) and "doi = {10.1109/TMI.2010.2051680}" in said and "year" not in said
+    assert re.match(r"@misc\{srr-cg,\n", said) and "doi = {10.1109/TMI.2010.2051680}" in said and "year = {2010}" in said
+    assert "author = {Ali Gholipour and Judy A. Estroff and Simon K. Warfield}" in said
+    assert "title = {Robust Super-Resolution Volume Reconstruction From Slice Acquisitions: Application to Fetal Brain MRI}" in said
     folder = tmp_path / "some.run"
     folder.mkdir()
     (folder / "config.toml").write_text('method = "srr-cg"\n')
     assert medfields("cite", folder).out == said
     (folder / "config.toml").write_text("method = ")
     assert medfields("cite", folder).code == 4
-    assert "year" not in medfields("cite", "siren").out  # arXiv:2006.09661 is of 2020
+    assert "eprint = {2006.09661}" in medfields("cite", "siren").out
+    assert not {"doi", "eprint"} & set(medfields("cite", "own-slices").out.split())  # ours: no other paper's number
+
+
+@pytest.mark.parametrize("name", plugins.entries())
+def test_every_paper_has_authors_and_a_title(name: str) -> None:
+    said = bibtex(plugins.find(name))
+    assert all(f"  {key} = {{" in said for key in ("author", "title", "year"))
+
+
+def test_a_paper_that_is_only_a_number() -> None:
+    entry = replace(plugins.entries()["siren"], facts={"paper": "arXiv:2006.09661"})
+    assert "eprint = {2006.09661}" in bibtex(entry) and "year" not in bibtex(entry) and "author" not in bibtex(entry)
 
 
 def test_cite_reads_the_method_from_a_field(medfields, tmp_path: Path) -> None:

@@ -38,6 +38,17 @@ def test_a_file_that_cannot_be_imported_is_one_line(medfields, tmp_path: Path, c
         assert said.err.endswith("\nhint: --debug shows the traceback\n") and said.err.count("\n") == 2
 
 
+def test_check_goes_on_after_an_error_in_the_method(medfields, tmp_path: Path) -> None:
+    medfields("new", "my-idea")
+    file = tmp_path / "my_idea.py"
+    lines = file.read_text().splitlines()
+    line = next(n for n, text in enumerate(lines) if text.startswith("        offset, scale ="))
+    file.write_text("\n".join([*lines[:line], "        no_such_name()", *lines[line:]]))
+    said = medfields("check", "./my_idea.py")
+    assert said.code == 1 and f"my_idea.py, line {line + 1}: NameError: name 'no_such_name' is not defined" in said.out
+    assert "ok      card" in said.out and "checks failed" in said.out
+
+
 def test_check_names_what_is_broken(medfields, tmp_path: Path) -> None:
     medfields("new", "my-idea")
     file = tmp_path / "my_idea.py"

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from io_samples import oblique, ramp
 from medfields import io
 from medfields.errors import InputError, OutputError
 from medfields.fields import Field, Siren
+from medfields.solve import checkpoint
 
 resource = pytest.importorskip("resource")
 
@@ -139,7 +141,7 @@ def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
         io.check_writable(tmp_path / "series")
 
 
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "series", "a.field"])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "series", "a.field", "a.ckpt"])
 def test_no_writer_leaves_half_a_file_when_space_runs_out(tmp_path: Path, name: str) -> None:
     """The system cuts every file at 200 bytes, as a full disk would."""
     if name[1:] in (".mha", ".mhd", ".nrrd"):
@@ -150,7 +152,12 @@ def test_no_writer_leaves_half_a_file_when_space_runs_out(tmp_path: Path, name: 
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
     try:
         with pytest.raises(OutputError) as caught:
-            io.write_field(field, tmp_path / name) if name.endswith(".field") else io.write_volume(volume, tmp_path / name)
+            if name.endswith(".field"):
+                io.write_field(field, tmp_path / name)
+            elif name.endswith(".ckpt"):
+                checkpoint.write(tmp_path / name, {"x": torch.zeros(1000)}, {})
+            else:
+                io.write_volume(volume, tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.hint and os.listdir(tmp_path) == []

@@ -243,12 +243,53 @@ def test_enhanced_multiframe(tmp_path: Path, volume: Volume) -> None:
         np.testing.assert_array_equal(found.data[0].numpy(), volume.data[0].numpy() * 2 + np.argsort(order))
 
 
+def test_enhanced_files_of_one_frame_are_slices_like_others(tmp_path: Path, volume: Volume) -> None:
+    for k in range(4):
+        multiframe(tmp_path / f"part{k}" / "one.dcm", volume, [k])
+        ds = pydicom.dcmread(tmp_path / f"part{k}" / "one.dcm")
+        ds.SeriesInstanceUID = "1.2.3"
+        ds.save_as(tmp_path / f"one{k}.dcm")
+        shutil.rmtree(tmp_path / f"part{k}")
+    for path in (tmp_path, tmp_path / "one2.dcm"):
+        assert read_volume(path).grid.same_as(volume.grid, 1e-4)
+
+
 def test_enhanced_multiframe_with_missing_descriptions(tmp_path: Path, volume: Volume) -> None:
     multiframe(tmp_path / "all.dcm", volume, [0, 1, 2, 3])
     ds = pydicom.dcmread(tmp_path / "all.dcm")
     ds.PerFrameFunctionalGroupsSequence = list(ds.PerFrameFunctionalGroupsSequence)[:3]
     ds.save_as(tmp_path / "all.dcm")
     refused(tmp_path, FileError, "has 4 frames but describes 3")
+
+
+def test_rounded_cosines_become_a_right_angle(tmp_path: Path, volume: Volume) -> None:
+    """Three decimals would put the far corner of a large image off, and the grid would be sheared."""
+    save_slices(tmp_path, volume, ImageOrientationPatient=[f"{v:.3f}" for v in (0.70710678, 0.70710678, 0, -0.70710678, 0.70710678, 0)],
+                ImagePositionPatient=lambda k: [0, 0, 3 * k])
+    found = read_volume(tmp_path)
+    np.testing.assert_allclose(found.grid.spacing, [0.7, 1.1, 3.0], rtol=1e-9)
+    np.testing.assert_allclose(found.grid.directions.T @ found.grid.directions, np.eye(3), atol=1e-9)
+    write_volume(found, tmp_path / "again")
+    assert read_volume(tmp_path / "again").grid.same_as(found.grid, 1e-4)
+
+
+def test_pictures_that_are_no_measurements(tmp_path: Path, volume: Volume) -> None:
+    save_slices(tmp_path / "palette", volume, PhotometricInterpretation="PALETTE COLOR")
+    refused(tmp_path / "palette", InputError, "colour image")
+    save_slices(tmp_path / "inverted", volume, PhotometricInterpretation="MONOCHROME1")
+    assert bool((read_volume(tmp_path / "inverted").data == volume.data).all())
+    save_slices(tmp_path / "empty", volume)
+    for path in (tmp_path / "empty").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\x28\x00\x10\x00US\x02\x00\x05\x00", b"\x28\x00\x10\x00US\x00\x00"))
+    refused(tmp_path / "empty", FileError, "cannot read")
+
+
+def test_packed_files_are_named_and_hidden_folders_left_out(tmp_path: Path, volume: Volume) -> None:
+    paths = save_slices(tmp_path, volume)
+    save_slices(tmp_path / ".medfields-abc" / "series", volume)  # what a killed run left
+    assert read_volume(tmp_path).grid.same_as(volume.grid, 1e-4)
+    (tmp_path / "im000.dcm.gz").write_bytes(gzip.compress(paths[0].read_bytes()))
+    refused(tmp_path, FileError, "packed with gzip")
 
 
 @pytest.mark.parametrize(("syntax", "kind", "words"), [

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from io_samples import FLIP, oblique, ramp
-from medfields.errors import FileError, GeometryError, InputError, MedfieldsError, MissingExtra
-from medfields.io import read_volume, write_volume
+from medfields.errors import FileError, GeometryError, InputError, MedfieldsError, MissingExtra, OutputError
+from medfields.io import check_image_path, read_volume, write_volume
 from medfields.space import Grid, Volume
 
 sitk = pytest.importorskip("SimpleITK")
@@ -76,16 +76,32 @@ def test_nrrd_spaces_and_units(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_volume(save(tmp_path / "a.nrrd", NRRD, ras)).grid.affine[:3], expected)
     microns = read_volume(save(tmp_path / "b.nrrd", NRRD, ras + 'space units: "um" "um" "um"\n'))
     np.testing.assert_allclose(microns.grid.affine[:3], expected / 1000)
+    metres = read_volume(save(tmp_path / "c.nrrd", NRRD, ras + 'space units: "Meters" "meter" "m"\n'))
+    np.testing.assert_allclose(metres.grid.affine[:3], expected * 1000)
+    microns = read_volume(save(tmp_path / "a.mha", META, PLACED_META + "DistanceUnits = um\n"))
+    np.testing.assert_allclose(microns.grid.spacing, [0.0007, 0.0011, 0.004])
+    for said in ('"mm" "um" "um"', '"furlong" "furlong" "furlong"'):
+        refused(save(tmp_path / "d.nrrd", NRRD, ras + f"space units: {said}\n"), GeometryError, "states its lengths in")
+
+
+@pytest.mark.parametrize("space", ["space: scanner-xyz", "space: 3D-right-handed", "space: 3D-left-handed", "space dimension: 3"])
+def test_a_space_that_is_not_the_patient_is_not_taken_for_it(tmp_path: Path, space: str) -> None:
+    path = save(tmp_path / "a.nrrd", NRRD, PLACED_NRRD.replace("space: left-posterior-superior", space))
+    refused(path, GeometryError, "does not state where it lies")
+    np.testing.assert_allclose(read_volume(path, assume_upright=True).grid.affine[:3], [[0.7, 0, 0, 1], [0, 1.1, 0, 2], [0, 0, 4, 3]])
 
 
 @pytest.mark.parametrize(("name", "header", "extra"), [
     ("a.mha", META, ""), ("a.mha", META, "ElementSpacing = 1 2 3\n"), ("a.mha", META, "Offset = 1 2 3\n"),
-    ("a.nrrd", NRRD, ""), ("a.nrrd", NRRD, "spacings: 1 2 3\n")])
+    ("a.mha", META, "TransformMatrix = 1 0 0 0 1 0 0 0 1\nElementSpacing = 1 2 3\n"), ("a.nrrd", NRRD, ""),
+    ("a.nrrd", NRRD, "spacings: 1 2 3\n"), ("a.nrrd", NRRD, "space: RAS\nspace directions: (1,0,0) (0,2,0) (0,0,3)\n")])
 def test_unstated_geometry_is_said(tmp_path: Path, name: str, header: str, extra: str) -> None:
     path = save(tmp_path / name, header, extra)
     refused(path, GeometryError, "does not state where it lies")
     found = read_volume(path, assume_upright=True)
-    assert "upright" in found.about["geometry"] and (np.diag(found.grid.affine)[:3] > 0).all()
+    turned = "TransformMatrix" in extra or "RAS" in extra  # then only its place is assumed
+    assert ("not stated, taken as 0 and 1" if turned else "upright") in found.about["geometry"]
+    assert (np.diag(found.grid.affine)[:3] > 0).all() == (name == "a.nrrd" or not turned)
     if "1 2 3" in extra and "pacing" in extra:
         np.testing.assert_allclose(found.grid.spacing, [1, 2, 3])
 
@@ -143,6 +159,17 @@ def test_impossible_geometry(tmp_path: Path) -> None:
     refused(save(tmp_path / "a.mha", META, flat), GeometryError, "singular|impossible")
     refused(save(tmp_path / "a.mha", META, PLACED_META.replace("0.7", "0")), GeometryError, "singular|impossible")
     refused(save(tmp_path / "a.nrrd", NRRD, PLACED_NRRD.replace("0.7", "0")), GeometryError, "singular|impossible")
+
+
+def test_voxels_of_another_file_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "scan.raw").write_bytes(b"the only copy")
+    for act in (lambda path: write_volume(ramp(oblique()), path), check_image_path):
+        with pytest.raises(OutputError, match="belongs to something else"):
+            act(tmp_path / "scan.mhd")
+    assert (tmp_path / "scan.raw").read_bytes() == b"the only copy"
+    write_volume(ramp(oblique()), tmp_path / "own.mhd")
+    write_volume(ramp(oblique()), tmp_path / "own.mhd")  # its own voxels
+    assert read_volume(tmp_path / "own.mhd").grid.same_as(oblique(), 1e-4)
 
 
 def test_without_simpleitk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from torch import nn
 
 from medfields.errors import OutputError
 from medfields.kernels import mlp
-from medfields.solve import Curves, Inverse, Listener, Problem, Run
+from medfields.solve import Curves, Inverse, Listener, Problem, Run, checkpoint
 from medfields.solve.optimise import LAZY_ROWS
 from medfields.solve.stage import Stage
 from medfields.space import Samples
@@ -262,9 +263,12 @@ def test_a_changed_loop_without_state_starts_later_stages_again_and_an_unchanged
     assert job(4) == ["fit: starting again, because of other earlier stages"]
 
 
-def test_a_loop_that_is_left_breaks_again_at_the_same_step(tmp_path):
+@pytest.mark.parametrize("seconds", [0.0, 10.0])
+def test_a_loop_that_is_left_breaks_again_at_the_same_step(tmp_path, seconds):
+    """Also where it was left before its first checkpoint: what came after it is not computed again."""
+
     def job(folder: Path) -> tuple[torch.Tensor, dict[str, Any]]:
-        run, state = Run(folder, seed=1, checkpoint_seconds=0.0), Vector()
+        run, state = Run(folder, seed=1, checkpoint_seconds=seconds), Vector()
         for _ in run.steps(50, "cg", state):
             state.x += torch.rand(4)
             run.report(norm=state.x.norm())
@@ -275,7 +279,40 @@ def test_a_loop_that_is_left_breaks_again_at_the_same_step(tmp_path):
 
     (a, first), (b, second) = job(tmp_path), job(tmp_path)
     assert torch.equal(a, b) and first["stopped"] == second["stopped"] == "left" and first["step"] == second["step"]
-    assert messages(tmp_path)[0].startswith("cg: going on") and messages(tmp_path)[1] == "fit: reloaded"
+    assert messages(tmp_path)[-1] == "fit: reloaded" and (seconds > 0 or messages(tmp_path)[0].startswith("cg: going on"))
+
+
+def test_another_kind_of_device_is_another_computation(tmp_path, monkeypatch):
+    """Its random states are of another kind, so they could not be loaded."""
+    cpu, again, far = (Run(tmp_path / name, seed=1) for name in "abc")
+    wave = Wave()
+    prints = [run._stage("fit", 1, wave, {}, None).fingerprint for run in (cpu, again)]
+    far.device = torch.device("meta")
+    monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
+    other = far._stage("fit", 1, wave, {}, None).fingerprint
+    assert prints[0] == prints[1] and prints[0] | {"arguments": ""} == other | {"arguments": ""} and prints[0] != other
+
+
+def test_caches_are_no_settings(tmp_path):
+    """What a module keeps for itself is filled when it is used: a problem reloaded is the same as one computed."""
+    wave = Wave()
+    before = checkpoint.fingerprint("", wave, {}, {}, "", "1")
+    wave._seen = [1, 2, 3]
+    assert checkpoint.fingerprint("", wave, {}, {}, "", "1") == before
+    wave.shown = 1
+    assert checkpoint.fingerprint("", wave, {}, {}, "", "1")["settings"] != before["settings"]
+
+
+def test_moments_of_a_single_number_go_where_the_number_is():
+    p = torch.nn.Parameter(torch.tensor(1.0))
+    adam = torch.optim.Adam([p], lr=0.1)
+    p.square().backward()
+    adam.step()
+    state, numbers = checkpoint.optimiser_state(adam)
+    far = torch.nn.Parameter(torch.empty((), device="meta"))
+    other = torch.optim.Adam([far], lr=0.1)
+    checkpoint.load_optimiser_state(other, state, numbers)
+    assert {key: value.device.type for key, value in other.state[far].items()} == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
 
 
 def test_a_resumed_run_keeps_the_precision_it_began_with(tmp_path, monkeypatch):

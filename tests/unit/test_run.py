@@ -83,7 +83,7 @@ def test_schedules_begin_at_the_rate_and_end_at_its_final_share(schedule, last):
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"lr": 0.0}, {"lr": math.nan}, {"seconds": -1.0}, {"patience": 0}, {"final": 2.0},
-                                    {"every": 0}])
+                                    {"every": 0}, {"schedule": "exponential", "final": 0.0}])
 def test_arguments_that_cannot_be_meant(change):
     with pytest.raises(InputError):
         Run().fit(Quadratic(), **{"steps": 1, "lr": 0.1, "name": "fit", **change})

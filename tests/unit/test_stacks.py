@@ -1,5 +1,6 @@
 """The case of superres: what is asked, and what is refused."""
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -40,6 +41,15 @@ def test_a_single_file_slice_is_as_thick_as_its_header_says(tmp_path):
     write_volume(Volume(torch.rand(10, 10, 1), Grid.from_spacing((10, 10, 1), (2, 2, 1.5))), tmp_path / "one.nii")
     (stack,) = Stacks.read([tmp_path / "one.nii"]).stacks
     assert (stack.axis, stack.thickness) == (2, 1.5)
+
+
+def test_slices_are_across_the_axis_that_the_header_names(tmp_path):
+    """Overlapping slices lie closer than their pixels; a header that the voxel sizes contradict by far is older than they are."""
+    for name, spacing, axis in (("overlapping", (2, 2, 1.5), 2), ("turned", (5, 1, 1), 0)):
+        image = nibabel.Nifti1Image(np.random.default_rng(0).random((8, 8, 8), np.float32), np.diag([*spacing, 1]))
+        image.header.set_dim_info(slice=2)
+        nibabel.save(image, tmp_path / f"{name}.nii.gz")
+        assert Stacks.read([tmp_path / f"{name}.nii.gz"]).stacks[0].axis == axis
 
 
 def test_slices_of_a_dicom_series_are_across_its_files(tmp_path):
@@ -110,6 +120,25 @@ def test_percentiles_of_a_large_stack_see_every_slice():
     data = torch.zeros(1024, 1024, 4)  # the first slice is air
     data[..., 1:] = torch.linspace(1, 2, 3)
     assert percentiles(data.flatten()).tolist() == [0, 2]
+
+
+def test_percentiles_of_a_stack_that_is_nearly_empty_are_its_extremes():
+    data = torch.zeros(60, 60, 20)
+    data[30:34, 30:34, 8:12] = torch.linspace(10, 1000, 64).reshape(4, 4, 4)
+    assert percentiles(data.flatten()).tolist() == [0, 1000]
+
+
+def test_stacks_of_different_frames_of_reference_are_refused(tmp_path):
+    def stack(frame, name):
+        grid = Grid((10, 10, 5), np.diag([1.0, 1, 4, 1]), frame)
+        return Stack(Volume(torch.rand(10, 10, 5), grid), 4.0, name=name)
+
+    grid = stack("", "").volume.grid
+    assert Stacks((stack("1.2", "a"), stack("1.2", "b"), stack("", "nifti")), grid)
+    with pytest.raises(GeometryError, match="'a' and stack 'b' state different DICOM frames"):
+        Stacks((stack("1.2", "a"), stack("1.3", "b")), grid)
+    with pytest.raises(GeometryError, match="the output grid and stack 'a'"):
+        Stacks((stack("1.2", "a"),), stack("1.3", "like").volume.grid)
 
 
 def test_units_are_kept_and_not_mixed():

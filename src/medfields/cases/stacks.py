@@ -73,7 +73,8 @@ class Stacks:
         profile: the shape of the slice profile: "gauss" (FWHM = thickness), "box" (width = thickness), or "none" (point samples).
 
     Raises:
-        GeometryError: if a stack does not overlap the grid, or two stacks of a case share no part of space.
+        GeometryError: if a stack does not overlap the grid, two stacks of a case share no part of space, or DICOM headers say that they
+            were placed in different frames of reference.
         InputError: without a stack, for an unknown profile, or for stacks of one contrast in different units.
     """
 
@@ -91,6 +92,12 @@ class Stacks:
             if len(units) > 1:
                 raise InputError(f"stacks of one contrast are in different units: {', '.join(u or 'none' for u in units)}",
                                  "convert them to one, or name them as contrasts of their own")
+        frames = {g.frame: name for g, name in [(self.grid, "the output grid"), *((s.volume.grid, f"stack '{s.name}'") for s in self.stacks)]}
+        frames.pop("", None)
+        if len(frames) > 1:
+            first, second, *_ = frames.values()
+            raise GeometryError(f"{first} and {second} state different DICOM frames of reference: their coordinates have nothing to do with "
+                                "each other", "register them first; if you know that they are aligned, convert them to NIfTI")
         boxes = [s.volume.grid.box() for s in self.stacks]
         for s, box in zip(self.stacks, boxes, strict=True):
             if box.overlap(self.grid.box()) is None:
@@ -189,7 +196,7 @@ class Stacks:
         stacks = []
         for n, path in enumerate(paths):
             volume = read_volume(path)
-            through = 2 if volume.about.get("kind") == "dicom" else slice_axis(volume.grid)  # a series says what its slices are
+            through = volume.about.get("slice_axis", slice_axis(volume.grid))
             given = thickness[n if len(thickness) > 1 else 0] if thickness else volume.about.get("thickness_mm")
             fwhm = float(volume.grid.normal(through) @ volume.grid.affine[:3, through] if given is None else given)
             stacks.append(Stack(volume, fwhm, contrasts[n] if contrasts else "", Path(path).name, through))
@@ -235,11 +242,14 @@ def slice_axis(grid: Grid) -> int:
 def percentiles(values: Tensor) -> Tensor:
     """[2] the 1st and the 99th percentile; of two million values or more, those of a million that are drawn the same way every time.
 
-    Every n-th value would not do: where n is the number of slices, all would come from one slice.
+    Every n-th value would not do: where n is the number of slices, all would come from one slice. Where nearly all values are the same,
+    as in a stack masked to a small organ, the percentiles say nothing, and the extremes take their place.
     """
+    ends = torch.stack(torch.aminmax(values))
     if len(values) >= 2_000_000:
         values = values[torch.randint(len(values), (1_000_000,), generator=torch.Generator().manual_seed(0)).to(values.device)]
-    return torch.quantile(values, torch.tensor([0.01, 0.99], device=values.device))
+    found = torch.quantile(values, torch.tensor([0.01, 0.99], device=values.device))
+    return found if found[1] - found[0] > 1e-3 * (ends[1] - ends[0]) else ends
 
 
 def _common_grid(stacks: Sequence[Stack], spacing: float | None) -> Grid:

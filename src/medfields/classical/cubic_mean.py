@@ -24,7 +24,9 @@ from ..space import Volume
 class CubicMean(Method):
     """Interpolating cubic B-splines (Unser, IEEE SPM 1999), mean of the stacks that see a voxel."""
 
-    paper: ClassVar[str] = "doi:10.1109/79.799930"
+    paper: ClassVar[str] = (
+        "Michael Unser: Splines: a perfect fit for signal and image processing. IEEE Signal Processing Magazine 1999. "
+        "doi:10.1109/79.799930")
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {}
     fidelity: ClassVar[str] = "classical"

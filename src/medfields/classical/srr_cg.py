@@ -32,7 +32,9 @@ class SRRCG(Method):
         steps: of conjugate gradients, at most.
     """
 
-    paper: ClassVar[str] = "doi:10.1109/TMI.2010.2051680"
+    paper: ClassVar[str] = (
+        "Ali Gholipour and Judy A. Estroff and Simon K. Warfield: Robust Super-Resolution Volume Reconstruction From Slice "
+        "Acquisitions: Application to Fetal Brain MRI. IEEE Transactions on Medical Imaging 2010. doi:10.1109/TMI.2010.2051680")
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {"steps": 10}
     fidelity: ClassVar[str] = "classical"

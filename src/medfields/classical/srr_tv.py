@@ -33,7 +33,9 @@ class SRRTV(Method):
         steps: of ADMM.
     """
 
-    paper: ClassVar[str] = "doi:10.1016/j.neuroimage.2015.06.018"
+    paper: ClassVar[str] = (
+        "Sebastien Tourbier and others: An efficient total variation algorithm for super-resolution in fetal brain MRI with "
+        "adaptive regularization. NeuroImage 2015. doi:10.1016/j.neuroimage.2015.06.018")
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {"steps": 5}
     fidelity: ClassVar[str] = "classical"

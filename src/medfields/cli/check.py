@@ -25,6 +25,9 @@ def check(name: Positional[str]) -> int:
         except AssertionError as error:
             failed += 1
             print(f"FAILED  {title}: {error}")
+        except Exception as error:  # whatever the author's code may raise; the other checks still tell something
+            failed += 1
+            print(f"FAILED  {title}: {plugins.told(entry.path, error)}")
         else:
             print(f"ok      {title}")
     print(f"{entry.name}: " + ("all checks passed" if not failed else f"{failed} of {len(METHOD_CHECKS)} checks failed"))

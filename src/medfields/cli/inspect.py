@@ -85,15 +85,18 @@ def method_of(what: str) -> str:
 
 
 def bibtex(entry: plugins.Entry) -> str:
-    """The paper of a card as a BibTeX entry, as far as its text tells."""
+    """The paper of a card as a BibTeX entry: `paper` reads "Authors: Title. The rest", as far as it does."""
     if not entry.paper:
         raise InputError(f"the method '{entry.name}' names no paper")
     doi = re.search(r"10\.\d{4,9}/[^\s,;)]+", entry.paper)
     url = re.search(r"https?://[^\s,;)]+", entry.paper)
     arxiv = re.search(r"arXiv[: ]?(\d{4}\.\d{4,5})", entry.paper, re.IGNORECASE)
     year = re.search(r"\b(19|20)\d\d\b(?!\.\d)", re.sub(r"\S*/\S*", "", entry.paper))  # not the digits of a DOI, an address or an arXiv number
+    named = re.fullmatch(r"(?P<author>[^:]+): (?P<title>.+?[.?]) (?P<rest>.*)", entry.paper, re.DOTALL)
     fields = {
-        "note": f"{entry.name}: {entry.title} {entry.paper}",
+        "author": named["author"] if named else "",
+        "title": named["title"].rstrip(".") if named else "",
+        "note": f"medfields method {entry.name}. {named['rest'] if named else entry.paper}",
         "year": year.group() if year else "",
         "doi": doi.group().rstrip(".") if doi else "",
         "eprint": arxiv.group(1) if arxiv else "",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
-from ..errors import MedfieldsError, UnknownName
+from ..errors import MedfieldsError, OutOfMemory, UnknownName, says_memory
 
 # command -> (module, function, help). A task's function takes the words of the command line, because its flags depend on the
 # method among them; every other function states its flags in its signature.
@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _complain(error)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not says_memory(error):
+            raise
+        return _complain(OutOfMemory("this needs more memory than there is", "a larger --spacing or smaller inputs need less; so may --device cpu"))
     except KeyboardInterrupt:
         print("\nmedfields: interrupted; run the same command again to resume", file=sys.stderr)
         return 130

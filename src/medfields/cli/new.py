@@ -47,7 +47,7 @@ class {class_name}(Method):
         nodes: quadrature points under each slice profile.
     """
 
-    paper: ClassVar[str] = "doi:10.xxxx/xxxxx"
+    paper: ClassVar[str] = "AUTHORS: TITLE. JOURNAL YEAR. doi:10.xxxx/xxxxx"
     task: ClassVar[str] = "superres"
     fidelity: ClassVar[str] = "ours"
     tiny: ClassVar[dict[str, Any]] = {{"net": {spec}(width=16, depth=2), "steps": 20, "samples": 256, "nodes": 4}}  # runs in a second

@@ -17,7 +17,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import FileError, GeometryError, InputError, MedfieldsError, MissingExtra
 from ..space import Volume
-from .source import LPS_TO_RAS, first_bytes, place, provenance, unreadable
+from .source import GZIP, LPS_TO_RAS, first_bytes, place, provenance, unreadable
 
 # in multi-frame files each attribute sits in its own functional group
 _GROUPS = {
@@ -25,8 +25,8 @@ _GROUPS = {
     "PixelSpacing": "PixelMeasuresSequence", "SliceThickness": "PixelMeasuresSequence",
     "RescaleSlope": "PixelValueTransformationSequence", "RescaleIntercept": "PixelValueTransformationSequence",
 }
-_TAGS = ["SOPClassUID", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "ImageType", "Modality",
-         "RescaleType", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "FrameOfReferenceUID",
+_TAGS = ["SOPClassUID", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "ConcatenationUID", "ImageType",
+         "Modality", "RescaleType", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "FrameOfReferenceUID",
          "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *_GROUPS]
 
 
@@ -42,12 +42,8 @@ class Slice:
     thickness: float  # mm, NaN if not stated
     slope: float
     intercept: float
+    size: tuple[int, int]  # (columns, rows)
     header: Dataset
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(columns, rows)"""
-        return int(self.header.Columns), int(self.header.Rows)
 
     @property
     def height(self) -> float:
@@ -96,11 +92,11 @@ def _of_one_series(path: Path, series: str) -> list[Slice]:
     """The slices of the series that is meant."""
     if path.is_file():
         header = _header(path)
-        if "PerFrameFunctionalGroupsSequence" in header:
+        if int(header.get("NumberOfFrames") or 1) > 1 and "ConcatenationUID" not in header:  # else it is a part of its series, like any slice
             return _slices(path, header)
         series, path, candidates = str(header.get("SeriesInstanceUID", "")), path.parent, sorted(path.parent.iterdir())
     else:
-        candidates = sorted(path.rglob("*"))
+        candidates = sorted(p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
     found: dict[str, list[tuple[Path, Dataset]]] = {}
     for file in candidates:
         if file.is_file() and not file.name.startswith(".") and is_dicom(file):
@@ -127,10 +123,16 @@ def _chosen(found: dict[str, list[tuple[Path, Dataset]]], series: str, path: Pat
 
 def _header(path: Path) -> Dataset:
     try:
+        with path.open("rb") as file:
+            packed = file.read(2) == GZIP
+        if packed:
+            raise FileError(f"{path} is packed with gzip", "unpack DICOM files first: gunzip")
         header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_TAGS)
         for _ in header.iterall():
             pass  # values are decoded when they are looked at: look now, where an error can be told from damage
         return header
+    except MedfieldsError:
+        raise
     except Exception as error:  # pydicom meets damage with errors of many kinds
         raise unreadable(path, error) from error
 
@@ -153,7 +155,7 @@ def _slices(path: Path, header: Dataset) -> list[Slice]:
     try:
         if "MOSAIC" in (header.get("ImageType") or ()):
             raise InputError(f"{path} is a mosaic: many slices tiled into one picture", "convert it with dcm2niix first")
-        if int(header.get("SamplesPerPixel") or 1) != 1:
+        if int(header.get("SamplesPerPixel") or 1) != 1 or str(header.get("PhotometricInterpretation") or "MONOCHROME2")[:10] != "MONOCHROME":
             raise InputError(f"{path} is a colour image where one value per pixel is meant")
         frames = list(header.get("PerFrameFunctionalGroupsSequence") or [])
         shared = list(header.get("SharedFunctionalGroupsSequence") or [])
@@ -178,9 +180,12 @@ def _slice(path: Path, frame: int, header: Dataset, places: Sequence[Dataset]) -
     axes = orientation.reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > 1e-3 or (spacing <= 0).any():
         raise GeometryError(f"{path} states an impossible orientation {orientation.tolist()} or pixel spacing {spacing.tolist()}")
+    turn, _, back = np.linalg.svd(axes, full_matrices=False)
+    axes = turn @ back  # headers round their cosines, which at pixel 511 is a third of a millimetre: the nearest right angle
     thickness, slope, intercept = (_numbers(places, name, 1) for name in ("SliceThickness", "RescaleSlope", "RescaleIntercept"))
+    size = int(header.Columns), int(header.Rows)
     return Slice(path, frame, position, axes, spacing, np.nan if thickness is None or thickness[0] <= 0 else float(thickness[0]),
-                 1.0 if slope is None else float(slope[0]), 0.0 if intercept is None else float(intercept[0]), header)
+                 1.0 if slope is None else float(slope[0]), 0.0 if intercept is None else float(intercept[0]), size, header)
 
 
 def _numbers(places: Iterable[Dataset], name: str, n: int) -> np.ndarray | None:
@@ -211,7 +216,7 @@ def _in_order(slices: list[Slice]) -> tuple[list[Slice], np.ndarray, dict[str, A
     slices = sorted(slices, key=lambda s: s.height)
     first = slices[0]
     stated = [s.thickness for s in slices if np.isfinite(s.thickness)]
-    facts: dict[str, Any] = {"thickness_mm": float(np.median(stated))} if stated else {}
+    facts: dict[str, Any] = {"slice_axis": 2} | ({"thickness_mm": float(np.median(stated))} if stated else {})
     affine = np.eye(4)
     affine[:3, 0] = first.orientation[0] * first.spacing[1]
     affine[:3, 1] = first.orientation[1] * first.spacing[0]

@@ -20,7 +20,9 @@ from .nifti import as_dtype
 from .source import LPS_TO_RAS, could_hold, first_bytes, place, provenance, unreadable
 
 _READERS = {"nrrd": "NrrdImageIO", "metaimage": "MetaImageIO"}
-_MM_PER_UNIT = {"m": 1000.0, "cm": 10.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
+_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")  # those that ITK turns
+_MM_PER_UNIT = {"mm": 1.0, "millimeter": 1.0, "millimetre": 1.0, "m": 1e3, "meter": 1e3, "metre": 1e3, "cm": 10.0, "centimeter": 10.0,
+                "centimetre": 10.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "micrometer": 1e-3, "micrometre": 1e-3, "nm": 1e-6}
 
 
 def itk_kind(head: bytes) -> str:
@@ -35,7 +37,8 @@ def read_itk(path: Path, *, assume_upright: bool = False, channels: bool = False
 
     Raises:
         FileError: damaged, or shorter than its header says.
-        GeometryError: impossible spacing or directions; or none stated, unless `assume_upright`.
+        GeometryError: impossible spacing or directions, or an unknown unit of length; or no anatomical directions, voxel sizes or
+            origin stated, unless `assume_upright`.
         InputError: more than three axes, or several values per voxel without `channels`.
         MissingExtra: without SimpleITK.
     """
@@ -44,9 +47,10 @@ def read_itk(path: Path, *, assume_upright: bool = False, channels: bool = False
     if not kind:
         raise FileError(f"{path} has neither a NRRD nor a MetaImage header")
     header = _header(path, kind)
-    stated, facts = _states_geometry(header, kind), {}
-    if not (stated or assume_upright):
-        raise GeometryError(f"{path} does not state where it lies: no directions or no voxel sizes",
+    turned, placed = _stated(header, kind)
+    facts = {}
+    if not ((turned and placed) or assume_upright):
+        raise GeometryError(f"{path} does not state where it lies: no anatomical directions, no voxel sizes or no origin",
                             "write it again with them, or read it with assume_upright=True")
     _require_size(header, kind, path)
     image = _read(sitk, path, kind)
@@ -65,14 +69,14 @@ def read_itk(path: Path, *, assume_upright: bool = False, channels: bool = False
     direction = np.reshape(image.GetDirection(), (rank, rank))[:n, :n]
     affine[:n, :n] = direction * image.GetSpacing()[:n]
     affine[:n, 3] = image.GetOrigin()[:n]
-    affine[:3] *= _mm_per_unit(header)
+    affine[:3] *= _mm_per_unit(header, path)
     if rank == 2:
         facts["geometry"] = "slice thickness not stated, taken as 1 mm"
         affine[2, 2] = 1.0
-    if stated:
+    if turned:
         affine = LPS_TO_RAS @ affine
-    else:
-        facts["geometry"] = "orientation not stated, taken as upright"
+    if not (turned and placed):
+        facts["geometry"] = "origin or voxel size not stated, taken as 0 and 1" if turned else "orientation not stated, taken as upright"
     return Volume(data, place(path, data.shape[1:], affine), about=provenance(kind, path, **facts))
 
 
@@ -80,10 +84,11 @@ def write_itk(volume: Volume, path: Path, *, dtype: DTypeLike = np.float32) -> N
     """Write .nrrd, .mha, or .mhd with its .raw beside it; several channels become a vector image.
 
     Raises:
-        OutputError: if the file cannot be written.
+        OutputError: if the file cannot be written, or its .raw would overwrite another file's.
         MissingExtra: without SimpleITK.
     """
     sitk = _sitk("writing NRRD and MetaImage files")
+    check_raw(path)
     data = as_dtype(volume.data.detach().cpu().numpy(), dtype)
     many = volume.channels > 1
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(3, 2, 1, 0) if many else data[0].transpose(2, 1, 0)), isVector=many)
@@ -152,12 +157,16 @@ def _header(path: Path, kind: str) -> dict[str, str]:
     return entries
 
 
-def _states_geometry(header: dict[str, str], kind: str) -> bool:
-    """Whether a header says how its axes lie and how long their steps are; ITK would silently take identity."""
+def _stated(header: dict[str, str], kind: str) -> tuple[bool, bool]:
+    """Whether a header says how its axes lie in the patient, and where they start and how long their steps are.
+
+    ITK would silently take identity and 0, and leave the axes of any other space ("scanner-xyz") as they are.
+    """
+    names = set(header)
     if kind == "nrrd":
-        return "space directions" in header and bool({"space", "space dimension"} & set(header))
-    placed = {"transformmatrix", "orientation", "rotation", "offset", "origin", "position"} & set(header)
-    return bool(placed) and bool({"elementspacing", "elementsize"} & set(header))
+        return "space directions" in names and header.get("space", "").lower() in _SPACES, {"space directions", "space origin"} <= names
+    placed = bool({"offset", "origin", "position"} & names) and bool({"elementspacing", "elementsize"} & names)
+    return bool({"transformmatrix", "orientation", "rotation"} & names), placed
 
 
 def _require_size(header: dict[str, str], kind: str, path: Path) -> None:
@@ -176,7 +185,18 @@ def _require_size(header: dict[str, str], kind: str, path: Path) -> None:
         raise FileError(f"{path} promises {size} voxels, more than {data_path.name} can hold", "copy or download it again")
 
 
-def _mm_per_unit(header: dict[str, str]) -> float:
-    """NRRD may state lengths in other units than mm; ITK does not look."""
-    units = re.findall(r'"([^"]*)"', header.get("space units", ""))
-    return _MM_PER_UNIT.get(units[0].strip().lower(), 1.0) if units else 1.0
+def _mm_per_unit(header: dict[str, str], path: Path) -> float:
+    """NRRD and MetaImage may state lengths in other units than mm; ITK does not look."""
+    stated = [*re.findall(r'"([^"]*)"', header.get("space units", "")), header.get("distanceunits", "")]
+    units = {unit.strip().lower().rstrip("s") for unit in stated} - {"", "?", "none"}  # microns is micron
+    scales = {_MM_PER_UNIT.get(unit) for unit in units} or {1.0}
+    if len(scales) > 1 or None in scales:
+        raise GeometryError(f"{path} states its lengths in {' and '.join(sorted(units))}", "write it again in mm")
+    return float(scales.pop() or 1.0)
+
+
+def check_raw(path: Path) -> None:
+    """Raise OutputError if the .raw that an .mhd needs beside it would take the place of another file's voxels."""
+    raw = path.with_suffix(".raw")
+    if path.suffix.lower() == ".mhd" and raw.exists() and not (path.is_file() and _header(path, "metaimage").get("elementdatafile") == raw.name):
+        raise OutputError(f"{path.name} would overwrite {raw}, which belongs to something else", "choose another name, or .mha, which is one file")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import CRITICAL, getLogger
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -99,9 +100,9 @@ def _shape(header: Header, path: Path, channels: bool) -> tuple[int, int, int, i
     return i, j, k, c
 
 
-def _grid(header: Header, shape: tuple[int, ...], path: Path, assume_upright: bool) -> tuple[Grid, dict[str, str]]:
+def _grid(header: Header, shape: tuple[int, ...], path: Path, assume_upright: bool) -> tuple[Grid, dict[str, Any]]:
     """Where the voxels lie, and what had to be assumed."""
-    facts: dict[str, str] = {}
+    facts: dict[str, Any] = {}
     sizes = header["pixdim"][1:4].astype(float)
     flat = int(header["dim"][0]) == 2
     if flat and sizes[2] == 0:
@@ -128,7 +129,12 @@ def _grid(header: Header, shape: tuple[int, ...], path: Path, assume_upright: bo
         raise GeometryError(f"{path} states an unknown unit of length (xyzt_units {unit})", "repair the header")
     affine = np.array(affine, dtype=np.float64)
     affine[:3] *= _MM_PER_UNIT[unit]
-    return place(path, shape, affine), facts
+    grid = place(path, shape, affine)
+    across = header.get_dim_info()[2]
+    # A header may be older than a turn of its voxels: what contradicts the voxel sizes by far is not believed.
+    if across is not None and across < 3 and grid.spacing.max() < 2 * grid.spacing[across]:
+        facts["slice_axis"] = int(across)
+    return grid, facts
 
 
 def _normal(affine: np.ndarray) -> np.ndarray:
@@ -193,10 +199,12 @@ def as_dtype(data: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """Values in another type, rounded for integers, never wrapped round.
 
     Raises:
-        InputError: if they do not fit.
+        InputError: if they do not fit, or for a type that image formats do not have.
     """
     dtype = np.dtype(dtype)
-    if dtype.kind not in "iu":
+    if dtype.kind not in "iuf" or (dtype.itemsize < 4 and dtype.kind == "f"):
+        raise InputError(f"images are not written as {dtype}", "write float32 or an integer type")
+    if dtype.kind == "f":
         return data.astype(dtype)
     limits = np.iinfo(dtype)
     rounded = np.rint(data)

@@ -13,7 +13,7 @@ from ..space import Volume
 from .atomic import check_writable
 from .dicom import is_dicom, read_dicom
 from .dicom_write import is_own_series, write_dicom
-from .itk import itk_kind, read_itk, write_itk
+from .itk import check_raw, itk_kind, read_itk, write_itk
 from .nifti import nifti_kind, read_nifti, write_nifti
 from .source import existing_file, first_bytes
 
@@ -75,7 +75,8 @@ def check_image_path(path: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: as `write_volume` and `check_writable` would.
     """
-    _kind(Path(path))
+    if _kind(Path(path)) == "itk":
+        check_raw(Path(path))
     check_writable(path, replace=is_own_series(path))
 
 

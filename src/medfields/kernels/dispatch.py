@@ -63,6 +63,9 @@ def use_threads() -> int:
     """Give Numba as many threads as torch has, as far as it can; returns the number."""
     import numba
 
-    threads = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    wanted = torch.get_num_threads()
+    threads = max(1, min(wanted, numba.config.NUMBA_NUM_THREADS))
     numba.set_num_threads(threads)
+    if torch.get_num_threads() != wanted:  # Numba's first call starts OpenMP, which torch shares, with as many threads as it likes
+        torch.set_num_threads(wanted)
     return threads

@@ -156,8 +156,9 @@ def _launch(kernel: Any, layout: GridLayout, inputs: tuple[Tensor, ...], level_m
     points = len(inputs[0])
     if points:
         grid = (triton.cdiv(points, BLOCK), layout.levels)
-        kernel[grid](*(t.detach().contiguous() for t in inputs), *_plan(layout, out.device), level_mask, out, points, layout.width,
-                     D=layout.dim, F=layout.features, BLOCK=BLOCK)
+        with torch.cuda.device_of(out):  # Triton launches on the current device, whichever the tensors are on
+            kernel[grid](*(t.detach().contiguous() for t in inputs), *_plan(layout, out.device), level_mask, out, points, layout.width,
+                         D=layout.dim, F=layout.features, BLOCK=BLOCK)
     return out
 
 

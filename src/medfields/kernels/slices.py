@@ -7,6 +7,8 @@ clinical stack times 16 nodes would not fit in memory.
 
 from __future__ import annotations
 
+import math
+
 import numba
 import numpy as np
 import torch
@@ -105,7 +107,8 @@ def slice_gather(c: Tensor, m: np.ndarray, t: np.ndarray, d: np.ndarray, z: np.n
 def slice_scatter(y: Tensor, m: np.ndarray, t: np.ndarray, d: np.ndarray, z: np.ndarray, wz: np.ndarray, degree: int,
                   shape: tuple[int, int, int]) -> Tensor:
     """The transpose of `slice_gather`: y spread onto a lattice of `shape`."""
-    out = np.zeros((use_threads(), *shape), np.float32)
+    parts = min(use_threads(), y.shape[0], max(1, 2**28 // math.prod(shape)))  # on many cores the copies would not fit: 1 GB of them is enough
+    out = np.zeros((parts, *shape), np.float32)
     _scatter(y.detach().contiguous().numpy(), m, t, d, z, wz.astype(np.float32), degree, out)
     return torch.from_numpy(out.sum(0) if len(out) > 1 else out[0])
 

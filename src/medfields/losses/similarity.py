@@ -11,10 +11,11 @@ Image = Float[Tensor, "*shape"]
 
 def ncc(a: Image, b: Image) -> Float[Tensor, ""]:
     """Correlation coefficient of all values, in [-1, 1]: <a - mean, b - mean> / (|a - mean| |b - mean|); 0 if one is constant."""
+    # What is left of a constant image after its mean is rounding; it gets the norm 1, so that the gradient stays finite.
+    flat = [1e-12 * image.square().sum() for image in (a, b)]
     a, b = a - a.mean(), b - b.mean()
     na, nb = a.square().sum(), b.square().sum()
-    # A constant image gets the norm 1: its numerator is zero, and its gradient stays finite.
-    product = torch.where(na > 0, na, 1).sqrt() * torch.where(nb > 0, nb, 1).sqrt()
+    product = torch.where(na > flat[0], na, 1).sqrt() * torch.where(nb > flat[1], nb, 1).sqrt()
     return (a * b).sum() / product
 
 

@@ -37,7 +37,9 @@ class FourierFeatures(Method):
         held_out: share of the stack voxels that decides when to stop.
     """
 
-    paper: ClassVar[str] = "arXiv:2006.10739"
+    paper: ClassVar[str] = (
+        "Matthew Tancik and others: Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains. "
+        "NeurIPS 2020. arXiv:2006.10739")
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {"net": MLP(Fourier(size=16), width=32, depth=2), "steps": 20, "samples": 256, "nodes": 4, "held_out": 0.1}
 

@@ -46,7 +46,9 @@ class HashGrid(Method):
         held_out: share of the stack voxels that decides when to stop.
     """
 
-    paper: ClassVar[str] = "doi:10.1145/3528223.3530127"
+    paper: ClassVar[str] = (
+        "Thomas Mueller and Alex Evans and Christoph Schied and Alexander Keller: Instant Neural Graphics Primitives with a "
+        "Multiresolution Hash Encoding. ACM Transactions on Graphics 2022. doi:10.1145/3528223.3530127")
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {"net": MLP(GridEncoding(4, 2.0, 16.0, log2_table=10), width=16, depth=1), "steps": 20,
                                       "samples": 256, "nodes": 4, "held_out": 0.1}

@@ -38,7 +38,9 @@ class IREM(Method):
         tv: weight of the total variation between random pairs of points; 0 is the published form.
     """
 
-    paper: ClassVar[str] = "doi:10.1007/978-3-030-87231-1_7"
+    paper: ClassVar[str] = (
+        "Qing Wu and others: IREM: High-Resolution Magnetic Resonance Image Reconstruction via Implicit Neural Representation. "
+        "MICCAI 2021. doi:10.1007/978-3-030-87231-1_7")
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {"net": MLP(Fourier(size=16), width=32, depth=3, skips=(2,)), "epochs": 1, "samples": 512, "nodes": 4}
     fidelity: ClassVar[str] = "interpreted"

@@ -7,7 +7,7 @@ Needs: stacks with their slice thickness (mm).
 Gives: intensity at any point; cells meet only as well as they were taught to.
 Deviations: the paper's 2-D cells become 3-D boxes, and full batches of pixels mini-batches of stack voxels through the slice profile; a
 stop by measurements that were kept aside. A weak total variation is added; `--tv 0` is the published form.
-Fidelity: published (body, sparse heads, learning rate and its decay).
+Fidelity: published (body, sparse heads, learning rate and its decay, but for the constant rate of the first 50 of 2000 epochs).
 Use when: you study spectral bias. Speed, not quality, is what the method is for; srr-tv is better at both.
 """
 
@@ -37,7 +37,9 @@ class MultiHeadReLU(Method):
         held_out: share of the stack voxels that decides when to stop.
     """
 
-    paper: ClassVar[str] = "arXiv:2110.03448"
+    paper: ClassVar[str] = (
+        "Arya Aftab and Alireza Morsali and Shahrokh Ghaemmaghami: Multi-Head ReLU Implicit Neural Representation Networks. "
+        "ICASSP 2022. arXiv:2110.03448")
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {"net": MultiHead(cells=(2, 2, 2), width=32, depth=2, alpha=8), "steps": 20, "samples": 256, "nodes": 4,
                                       "held_out": 0.1}

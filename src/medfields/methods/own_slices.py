@@ -44,7 +44,7 @@ class OwnSlices(Method):
         patches, patch: patches in a step, and their side in voxels.
     """
 
-    paper: ClassVar[str] = "medfields (after doi:10.1109/TMI.2020.3037187 and arXiv:2103.14756)"
+    paper: ClassVar[str] = "{The medfields developers}: medfields, continuous fields from medical measurements. Software, 2026"
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {"width": 8, "depth": 2, "steps": 10, "patch": 16}
     fidelity: ClassVar[str] = "ours"
@@ -78,7 +78,7 @@ class OwnSlices(Method):
         truths, seen = [], []
         for turn in _turns(systems):
             truth = torch.stack([fitted(x.permute(turn), lattice.shape) for x in first.x])
-            measured = [[y + n * torch.randn(y.shape, generator=rng, device=y.device) * o.inside for y, o in
+            measured = [[y + n * torch.randn(y.shape, generator=rng, device=y.device) * o.inside.to(y.device) for y, o in
                          zip(s.apply(x), s.operators, strict=True)] for s, x, n in zip(systems, truth, noise, strict=True)]
             truths.append(truth)
             seen.append(linear(measured))

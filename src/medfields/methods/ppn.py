@@ -3,7 +3,7 @@
 A single group atlas (susceptibility and T1w, 1 mm) is fitted by a coordinate network with one output for each map and read at 0.25 mm; a
 small nucleus is delineated there by hand, and `transfer` takes the drawing to an individual's grid.
 
-Needs: one stack for each map of the atlas, on any grids (the profile acts across the slices; with isotropic voxels, along the first axis).
+Needs: one stack for each map of the atlas, on any grids (the profile acts across the slices; with isotropic voxels, along the last axis).
 Gives: all maps at any point, one channel each; labels on another grid by `transfer`.
 Deviations: voxels are integrated over the case's profile; `--profile none` is the published point sampling. A weak total variation is
 added; `--tv 0` is the published form. A single image holds no detail above its own sampling: the gain over cubic interpolation is what the
@@ -57,7 +57,7 @@ def transfer(labels: Volume, grid: Grid, warp: Callable[[Tensor], Tensor] | None
 
 @dataclass(frozen=True)
 class PPN(Method):
-    """The nucleus and its atlas are described in `methods/mri.md`, section 10 of the project's dossier.
+    """Li et al., Human Brain Mapping 2023.
 
     Args:
         net: Gaussian Fourier features and a ReLU network, one output for each map.
@@ -68,7 +68,10 @@ class PPN(Method):
         held_out: share of the voxels that decides when to stop.
     """
 
-    paper: ClassVar[str] = "MuSus-100 atlas super-resolution of the pedunculopontine nucleus (see the survey, entry 51)"
+    paper: ClassVar[str] = (
+        "Jun Li and others: Direct localization and delineation of human pedunculopontine nucleus based on a self-supervised "
+        "magnetic resonance image super-resolution method. Human Brain Mapping 2023. "
+        "https://pmc.ncbi.nlm.nih.gov/articles/PMC10203800")
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {"net": MLP(Fourier(size=16), width=32, depth=2), "steps": 20, "samples": 256, "nodes": 4}
     fidelity: ClassVar[str] = "interpreted"

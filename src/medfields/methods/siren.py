@@ -37,7 +37,9 @@ class SIREN(Method):
         held_out: share of the stack voxels that decides when to stop.
     """
 
-    paper: ClassVar[str] = "arXiv:2006.09661"
+    paper: ClassVar[str] = (
+        "Vincent Sitzmann and Julien N. P. Martel and Alexander W. Bergman and David B. Lindell and Gordon Wetzstein: Implicit "
+        "Neural Representations with Periodic Activation Functions. NeurIPS 2020. arXiv:2006.09661")
     task: ClassVar[str] = "superres"
     tiny: ClassVar[dict[str, Any]] = {"net": Siren(width=32, depth=2), "steps": 20, "samples": 256, "nodes": 4, "held_out": 0.1}
 

@@ -154,7 +154,8 @@ class SliceOperator:
         source = np.abs(self._m).argmax(1)
         rest = self._m.copy()
         rest[np.arange(3), source] = 0
-        if len(set(source.tolist())) < 3 or np.abs(rest).max() * max(self.shape) > 1e-3:
+        sideways = np.where(source == self.axis, 0.0, self._d)  # across the slices, along other axes: a sheared lattice has such
+        if len(set(source.tolist())) < 3 or max(np.abs(rest).max() * max(self.shape), np.abs(sideways).max() * np.abs(self._z).max()) > 1e-3:
             return None
         factors = []
         for d in range(3):

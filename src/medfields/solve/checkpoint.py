@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..errors import OutputError
 from ..io.atomic import atomic
 
 FORMAT = "medfields-checkpoint/1"
@@ -31,7 +32,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) 
     # Tied weights share memory, which the format refuses: each name gets its own copy.
     whole = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     with atomic(path) as place:
-        save_file(whole, place, {"medfields": json.dumps({"format": FORMAT, **header})})
+        try:
+            save_file(whole, place, {"medfields": json.dumps({"format": FORMAT, **header})})
+        except SafetensorError as error:  # its only reason to fail here is the disk
+            raise OutputError(f"cannot write {path}: {error}", "is there room on the disk?") from error
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -118,7 +122,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
 
 def load_optimiser_state(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-    """Set what `optimiser_state` read. Single numbers stay on the CPU where torch keeps step counts, unless it is fused."""
+    """Set what `optimiser_state` read. Step counts stay on the CPU where torch keeps them, unless it is fused."""
     parameters = _parameters(optimiser)
     fused = any(group.get("fused") or group.get("capturable") for group in optimiser.param_groups)
     for name, value in {**tensors, **numbers}.items():
@@ -128,7 +132,8 @@ def load_optimiser_state(optimiser: torch.optim.Optimizer, tensors: Mapping[str,
             # With the strides of the parameter: fused optimisers walk through the memory of both in one order.
             optimiser.state[p][key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
         else:
-            on_device = isinstance(value, Tensor) and (value.ndim > 0 or fused)
+            count = key in ("step", "mu_product")  # by name: moments of a single-number parameter look the same
+            on_device = isinstance(value, Tensor) and (fused or not count)
             optimiser.state[p][key] = value.to(p.device) if on_device else value
 
 
@@ -182,8 +187,8 @@ def identity(value: Any) -> Any:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What the author of a module put into it, without torch's own bookkeeping."""
-    return {key: value for key, value in vars(module).items() if key == "training" or key not in _BOOKKEEPING}
+    """What the author of a module put into it, without torch's own bookkeeping and without what it keeps for itself, such as caches."""
+    return {key: value for key, value in vars(module).items() if key == "training" or not (key in _BOOKKEEPING or key.startswith("_"))}
 
 
 def digest(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, OutOfMemory, UnknownName
+from ..errors import InputError, OutOfMemory, UnknownName, says_memory
 from . import checkpoint
 from .optimise import Adam
 from .problem import Problem
@@ -62,8 +62,7 @@ def naming_memory(problem: Problem, stage: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # On the CPU torch has no class of its own for it.
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if says_memory(error):
             raise OutOfMemory(f"stage '{stage}' ran out of memory", f"lower {problem.memory}") from error
         raise
 

@@ -128,8 +128,8 @@ class Run:
         for what, value in {"steps": steps, "every": every, "patience": patience, "seconds": seconds}.items():
             if value is not None and value <= 0:
                 raise InputError(f"stage '{name}': {what} must be positive, got {value:g}")
-        if not 0 <= final <= 1:
-            raise InputError(f"stage '{name}': final must be in [0, 1], got {final:g}")
+        if not 0 <= final <= 1 or (schedule == "exponential" and final == 0):
+            raise InputError(f"stage '{name}': final must be in [0, 1], and above 0 where the schedule is exponential, got {final:g}")
         problem.to(self.device)
         table = rates(problem, lr)
         engine = make_optimiser(optimiser, problem, table)
@@ -216,7 +216,7 @@ class Run:
             self._tell({"message": f"{name}: no time left"})
         if path is None:
             return stage
-        arguments = {**arguments, "name": name, "seed": self.seed, "run seconds": self.seconds, "precision": mlp.policy()}
+        arguments = {**arguments, "name": name, "seed": self.seed, "run seconds": self.seconds, "device": self.device.type, "precision": mlp.policy()}
         stage.fingerprint = checkpoint.fingerprint(self._identity, module, arguments, self._config, self._data, __version__)
         self._identity = checkpoint.digest(stage.fingerprint)
         found = checkpoint.read(path) if module is not None else None
@@ -229,7 +229,8 @@ class Run:
             return stage
         if changed:
             self._tell({"message": f"{name}: starting again, because of other {', '.join(changed)}"})
-        if module is not None:
+        # A loop that was left before its first checkpoint has none, and does the same again: what came after it still holds.
+        if module is not None and any(path.parent.glob(f"{self._number:02d}-*.ckpt")):
             self._forget_from(self._number)
         return stage
 
