@@ -10,7 +10,7 @@ from medfields.errors import InputError
 from medfields.methods.own_slices import OwnSlices, _planes, _turns
 from medfields.solve import Run
 from medfields.solve.linear import SliceSystem, padded
-from medfields.solve.planes import PlaneNet, PlanePairs, corrected, fitted
+from medfields.solve.planes import PlaneNet, PlanePairs, corrected, fitted, turned
 from medfields.space import Grid, Volume
 
 ALL = {axes: (True,) for axes in itertools.combinations(range(3), 2)}
@@ -63,6 +63,19 @@ def test_fitted_cuts_and_mirrors():
     assert torch.equal(fitted(v, (2, 3, 2)), v[:, :, 1:3])
     wide = fitted(v, (5, 3, 4))
     assert torch.equal(wide[:2], v) and torch.equal(wide[2], v[1]) and torch.equal(wide[3], v[0])
+
+
+def test_turned_volumes_keep_their_millimetres():
+    """A wave of 12 mm along the coarse axis is one of 12 mm along the fine one; equal voxels are only permuted."""
+    grid = Grid.from_spacing((24, 20, 14), (1.0, 1.0, 2.0))
+    wave = torch.cos(torch.arange(14.0) * 2 * torch.pi / 6).expand(24, 20, 14)
+    found = turned(wave, (2, 0, 1), grid)
+    assert found.shape == grid.shape
+    start = (27 - 24) // 2  # 14 voxels of 2 mm are 27 points of 1 mm, cut in the middle to 24
+    expected = torch.cos((torch.arange(24.0) + start) * 2 * torch.pi / 12)
+    assert torch.allclose(found[2:-2], expected[2:-2, None, None].expand(20, 20, 14), atol=0.05)
+    volume = torch.randn(6, 7, 8)
+    assert torch.equal(turned(volume, (1, 2, 0), Grid.from_spacing((6, 7, 8), 1.0)), fitted(volume.permute(1, 2, 0), (6, 7, 8)))
 
 
 def systems(*contrasts: tuple[int, ...]) -> list[SliceSystem]:

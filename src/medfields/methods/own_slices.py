@@ -29,7 +29,7 @@ from ..cases import Stacks
 from ..fields import BSpline, Field, LinearBasis
 from ..solve import Method, Run
 from ..solve.linear import SliceSystem, TotalVariation, padded
-from ..solve.planes import PlaneNet, PlanePairs, corrected, fitted
+from ..solve.planes import PlaneNet, PlanePairs, corrected, turned
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class OwnSlices(Method):
         run.note(**{f"noise {c}".strip(): n * s.scale for c, n, s in zip(case.contrasts, noise, systems, strict=True)})
         truths, seen = [], []
         for turn in _turns(systems):
-            truth = torch.stack([fitted(x.permute(turn), lattice.shape) for x in first.x])
+            truth = torch.stack([turned(x, turn, lattice) for x in first.x])
             measured = [[y + n * torch.randn(y.shape, generator=rng, device=y.device) * o.inside.to(y.device) for y, o in
                          zip(s.apply(x), s.operators, strict=True)] for s, x, n in zip(systems, truth, noise, strict=True)]
             truths.append(truth)

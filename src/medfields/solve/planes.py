@@ -7,14 +7,17 @@ as far as a three-dimensional one for a tenth of the work.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels.workers import each
+from ..space import Grid, Volume
 from .problem import Problem
 
 Axes = tuple[int, int]
@@ -146,6 +149,16 @@ def corrected(net: PlaneNet, volume: Tensor, planes: Planes) -> Tensor:
             total += share * out.permute(1, *[(across, -1, a, b).index(axis) for axis in range(3)])
             times += share
     return torch.where(times > 0, total / times.clamp_min(1), volume)
+
+
+def turned(volume: Float[Tensor, "I J K"], turn: Sequence[int], grid: Grid) -> Float[Tensor, "I J K"]:
+    """The volume with its axes permuted, on the same grid: what lay along one axis lies along another and is as long in mm there."""
+    volume, spacing = volume.permute(*turn), grid.spacing[list(turn)]
+    if not np.allclose(spacing, grid.spacing, rtol=1e-3):
+        shape = np.floor((np.array(volume.shape) - 1) * spacing / grid.spacing + 1.001).astype(int)
+        wanted = Grid.from_spacing(shape.tolist(), grid.spacing.tolist())
+        volume = Volume(volume, Grid.from_spacing(volume.shape, spacing.tolist()), interpolation="cubic").on(wanted).data[0]
+    return fitted(volume, grid.shape)
 
 
 def fitted(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
