@@ -13,7 +13,8 @@ Gives: intensity, one channel for each contrast, as a trilinear field on the out
 Deviations: there is no paper; (2) and (3) carry self-supervised super-resolution from sharp planes (SMORE: Zhao et al., IEEE TMI 2021)
 and the idea of equivariant imaging (Chen et al., ICCV 2021) over to several thick stacks.
 Fidelity: ours.
-Use when: you have thick stacks and a minute. Fine structure that no direction shows sharply is inferred; where nothing may be inferred, use srr-cg.
+Use when: you have thick stacks, at least about 50 output voxels a side (below, srr-tv is as good) and a minute. Fine structure that no direction
+shows sharply is inferred; where nothing may be inferred, use srr-cg.
 """
 
 from __future__ import annotations
