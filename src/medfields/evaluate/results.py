@@ -30,8 +30,9 @@ included, memory is the peak of the process. **Bold** is the best; *classical* m
 
 How far to trust it. The settings of `own-slices`, the weights of `srr-tv` and the sizes of the networks were chosen with the truth in view, in
 single-seed trials on crops of the T1 head that the `forrest` tasks score and on the two pairs of contrasts, so those rows are not a held-out
-test. On `cord`, `t1gd` and `forrest-oblique` nothing was chosen but the weights of `srr-tv` that stand beside its own; that `own-slices` turns
-volumes in mm, not in voxels, was mended after `t1gd`, the one grid of unequal voxels, had shown that it did not. Slices lie along the
+test (`forrest-oblique` is the same head). On `cord` and `t1gd` nothing was chosen but the weights of `srr-tv` that stand beside its own; that
+`own-slices` turns volumes in mm, not in voxels, was mended after `t1gd`, the one grid of unequal voxels, had shown that it did not. The `t1gd`
+rows of `own-slices` are of after. Times of the ablations were measured two runs at a time. Slices lie along the
 voxels of the truth in every task but `forrest-oblique`, where no stack lies along the answer's voxels either. The networks are smaller than
 published, to fit two cores, and all but those with `tv 0` carry a weak total variation that their papers do not have. `mcginnis` has a grid
 in place of its Fourier features and no information stop; "Fourier body" is the published form at the size two cores can train. Ablations
