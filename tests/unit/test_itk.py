@@ -74,6 +74,8 @@ def test_nrrd_spaces_and_units(tmp_path: Path) -> None:
     ras = PLACED_NRRD.replace("left-posterior", "right-anterior")
     expected = np.array([[0.7, 0, 0, 1], [0, 1.1, 0, 2], [0, 0, 4, 3]])
     np.testing.assert_allclose(read_volume(save(tmp_path / "a.nrrd", NRRD, ras)).grid.affine[:3], expected)
+    las = read_volume(save(tmp_path / "las.nrrd", NRRD, ras.replace("right", "left")))
+    np.testing.assert_allclose(las.grid.affine[:3], np.diag([-1, 1, 1]) @ expected)
     microns = read_volume(save(tmp_path / "b.nrrd", NRRD, ras + 'space units: "um" "um" "um"\n'))
     np.testing.assert_allclose(microns.grid.affine[:3], expected / 1000)
     metres = read_volume(save(tmp_path / "c.nrrd", NRRD, ras + 'space units: "Meters" "meter" "m"\n'))

@@ -25,7 +25,7 @@ from medfields.kernels import mlp
 from medfields.solve import Curves, Inverse, Listener, Problem, Run, checkpoint
 from medfields.solve.optimise import LAZY_ROWS
 from medfields.solve.stage import Stage
-from medfields.space import Samples
+from medfields.space import Grid, Samples, Volume
 
 
 class Net(nn.Module):
@@ -293,14 +293,18 @@ def test_another_kind_of_device_is_another_computation(tmp_path, monkeypatch):
     assert prints[0] == prints[1] and prints[0] | {"arguments": ""} == other | {"arguments": ""} and prints[0] != other
 
 
-def test_caches_are_no_settings(tmp_path):
-    """What a module keeps for itself is filled when it is used: a problem reloaded is the same as one computed."""
+def test_reading_a_volume_changes_no_setting():
+    """A problem whose first stage was computed is the same to the second as one whose first stage was reloaded."""
+    def settings(problem: nn.Module) -> str:
+        return checkpoint.fingerprint("", problem, {}, {}, "", "1")["settings"]
+
     wave = Wave()
-    before = checkpoint.fingerprint("", wave, {}, {}, "", "1")
-    wave._seen = [1, 2, 3]
-    assert checkpoint.fingerprint("", wave, {}, {}, "", "1") == before
-    wave.shown = 1
-    assert checkpoint.fingerprint("", wave, {}, {}, "", "1")["settings"] != before["settings"]
+    wave.prior = Volume(torch.rand(5, 5, 5), Grid.from_spacing((5, 5, 5), 1.0), interpolation="cubic")
+    before = settings(wave)
+    wave.prior(torch.rand(3, 3))
+    assert settings(wave) == before
+    wave._scale = 2.0  # what an author keeps for himself counts too
+    assert settings(wave) != before
 
 
 def test_moments_of_a_single_number_go_where_the_number_is():

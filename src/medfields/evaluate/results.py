@@ -132,9 +132,9 @@ def requirements(rows: Rows) -> list[list[str]]:
         return _mean(own, "psnr") if own else None
 
     def gain(what: str, asked: float, ours: float | None, theirs: float | None) -> None:
-        known = ours is not None and theirs is not None
-        measured = ours - theirs if ours is not None and theirs is not None else -1.0
-        out.append([what, f">= {asked:+g} dB", f"{measured:+.2f} dB" if known else "not measured", _verdict(known and measured >= asked)])
+        measured = None if ours is None or theirs is None else ours - theirs
+        told = "not measured" if measured is None else f"{measured:+.2f} dB"
+        out.append([what, f">= {asked:+g} dB", told, _verdict(measured is not None and measured >= asked)])
 
     for task in ("forrest-2x5", "forrest-3x4"):
         rivals = {(r["method"], r["variant"]) for r in rows if r["task"] == task and r["fidelity"] == "classical"}

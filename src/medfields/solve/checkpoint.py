@@ -187,8 +187,8 @@ def identity(value: Any) -> Any:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What the author of a module put into it, without torch's own bookkeeping and without what it keeps for itself, such as caches."""
-    return {key: value for key, value in vars(module).items() if key == "training" or not (key in _BOOKKEEPING or key.startswith("_"))}
+    """What the author of a module put into it, without torch's own bookkeeping."""
+    return {key: value for key, value in vars(module).items() if key == "training" or key not in _BOOKKEEPING}
 
 
 def digest(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import scipy.ndimage
@@ -16,6 +17,10 @@ from ..kernels.spline import spline_values
 from .grid import Grid
 
 Interpolation = Literal["linear", "cubic"]
+
+
+# Cubic coefficients of volumes that were read so. Not an attribute: a volume that has been read is still the same to a checkpoint.
+_CUBIC: WeakKeyDictionary[Volume, Tensor] = WeakKeyDictionary()
 
 
 class Volume(nn.Module):
@@ -45,7 +50,6 @@ class Volume(nn.Module):
             raise InputError(f"data of shape {tuple(data.shape)} does not fit {grid}")
         self.register_buffer("data", data, persistent=False)
         self.grid, self.unit, self.interpolation, self.fill, self.about = grid, unit, interpolation, fill, dict(about or {})
-        self._cubic: Tensor | None = None
 
     @property
     def channels(self) -> int:
@@ -72,15 +76,15 @@ class Volume(nn.Module):
         if self.interpolation == "linear":
             return self.data, torch.zeros(3), 1
         pad = [2 if n > 1 else 0 for n in self.grid.shape]
-        if self._cubic is None:
+        if self not in _CUBIC:
             lattice = self.data.detach().cpu().numpy().astype(np.float64)
             for axis in (1, 2, 3):
                 if lattice.shape[axis] > 1:
                     lattice = scipy.ndimage.spline_filter1d(lattice, order=3, axis=axis, mode="mirror")
             # The kernel continues with the border coefficient, the prefilter assumes a mirror: two mirrored
             # coefficients on each side make both agree everywhere inside.
-            self._cubic = torch.as_tensor(np.pad(lattice, [(0, 0), *((p, p) for p in pad)], mode="reflect"), dtype=torch.float32)
-        return self._cubic.to(self.data.device), torch.tensor(pad, dtype=torch.float32), 3
+            _CUBIC[self] = torch.as_tensor(np.pad(lattice, [(0, 0), *((p, p) for p in pad)], mode="reflect"), dtype=torch.float32)
+        return _CUBIC[self].to(self.data.device), torch.tensor(pad, dtype=torch.float32), 3
 
     @torch.no_grad()
     def on(self, grid: Grid) -> Volume:
