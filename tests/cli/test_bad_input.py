@@ -210,6 +210,18 @@ def test_what_a_command_says_itself_is_not_held_back(medfields, monkeypatch: pyt
     assert (said.code, said.err) == (3, "working on superres\n")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+def test_memory_that_runs_out_anywhere_is_one_line(medfields, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def greedy() -> int:
+        raise error
+
+    monkeypatch.setattr(inspect, "list_methods", greedy)
+    check(medfields("list"), 7, "more memory than there is")
+    monkeypatch.setattr(inspect, "list_methods", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        medfields("list")
+
+
 def test_nothing_to_work_on(medfields, tmp_path: Path) -> None:
     check(medfields("superres", "-o", "iso.nii.gz", *FAST), 2, "nothing to work on")
     check(medfields("superres", "-o", "iso.nii.gz", "--contrast", "../t1=a.nii.gz", *FAST), 2, "not a contrast")

