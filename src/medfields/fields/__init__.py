@@ -7,10 +7,11 @@ from .heads import Cells, MultiHead
 from .hybrid import Hybrid
 from .lazy import LazyVolume
 from .mlp import MLP, Network
+from .positive import Positive
 from .siren import Finer, Siren
 from .spec import SPECS, Spec, from_json, parameter_count, spec, to_json, width_for
 
 __all__ = [
     "MLP", "SPECS", "BSpline", "Cells", "Field", "Finer", "Fourier", "GridEncoding", "Hybrid", "Identity", "LazyVolume", "LinearBasis",
-    "MultiHead", "NeRFEncoding", "Network", "Siren", "Spec", "from_json", "parameter_count", "spec", "to_json", "width_for",
+    "MultiHead", "NeRFEncoding", "Network", "Positive", "Siren", "Spec", "from_json", "parameter_count", "spec", "to_json", "width_for",
 ]
