@@ -60,6 +60,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/medfields bench superres
+	$(BIN)/medfields bench ct
 
 docs: $(VENV)/.docs
 	$(BIN)/python tools/method_pages.py docs/methods

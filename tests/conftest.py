@@ -22,7 +22,7 @@ hypothesis.settings.load_profile("tests")
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of the shared images; tests that need them skip where they are not."""
-    from medfields.evaluate.tasks.superres import data_folder
+    from medfields.evaluate.families import data_folder
 
     try:
         return data_folder()

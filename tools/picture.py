@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 
 from medfields import plugins
 from medfields.cases import Stacks
-from medfields.evaluate.bench import solve
+from medfields.evaluate.measure import solve
 from medfields.io import read_volume
 from medfields.solve import Run
 from medfields.space import Volume

@@ -23,7 +23,7 @@ from .cli.main import main
 from .cli.parser import bind
 from .errors import FileError, MedfieldsError, UnknownName
 from .evaluate import metrics, simulate
-from .evaluate.bench import solve
+from .evaluate.measure import solve
 from .io import read_volume, write_volume
 from .report import superres_page
 from .solve import Run

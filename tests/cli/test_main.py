@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from medfields import plugins
 from medfields.cli import main as module
 from medfields.errors import InputError
 
@@ -55,7 +56,7 @@ def test_help_names_every_command(medfields) -> None:
 
 def test_every_command_has_a_help(medfields) -> None:
     for name in [*module.COMMANDS, *module.TASKS]:
-        words = (name, "--help") if name in module.COMMANDS else (name, "--method", "cubic-mean", "--help")
+        words = (name, "--help") if name in module.COMMANDS else (name, "--method", plugins.default(name), "--help")
         said = medfields(*words)
         assert said.code == 0 and f"usage: medfields {name}" in said.out, name
 

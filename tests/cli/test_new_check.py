@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("like", [(), ("--like", "mlp"), ("--like", "srr-cg")], ids=["template", "mlp", "a method"])
+@pytest.mark.parametrize("like", [(), ("--like", "mlp"), ("--like", "srr-cg"), ("--task", "ct"), ("--task", "ct", "--like", "mlp")],
+                         ids=["template", "mlp", "a method", "ct", "ct mlp"])
 def test_new_file_passes_its_check(medfields, tmp_path: Path, like: tuple[str, ...]) -> None:
     said = medfields("new", "my-idea", *like)
     assert said.code == 0 and (tmp_path / "my_idea.py").is_file() and "medfields check ./my_idea.py" in said.out
@@ -24,6 +25,14 @@ def test_new_refuses_bad_names_and_existing_files(medfields, tmp_path: Path) -> 
     assert said.code == 5 and (tmp_path / "mine.py").read_text() == "precious"
     assert medfields("new", "other", "--like", "sirren").code == 9
     assert medfields("new", "other", "--folder", "nowhere").code == 5
+    assert medfields("new", "other", "--task", "cta").code == 9
+    said = medfields("new", "other", "--task", "ct", "--like", "srr-cg")
+    assert said.code == 2 and "for superres, not for ct" in said.err
+
+
+def test_new_says_how_to_run_it(medfields, tmp_path: Path) -> None:
+    assert "medfields ct projections.h5 -o volume.nii.gz --method ./mine.py" in medfields("new", "mine", "--task", "ct").out
+    assert "medfields superres a.nii.gz b.nii.gz -o iso.nii.gz --method ./yours.py" in medfields("new", "yours").out
 
 
 @pytest.mark.parametrize("code", ["import no_such_package", "def ("])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 
 from medfields import plugins
-from medfields.cli.superres import parse
+from medfields.cli.main import TASKS
 from medfields.testing import METHOD_CHECKS
 
 
@@ -17,14 +18,15 @@ def test_method(name: str, check: Callable) -> None:
     check(plugins.load(name))
 
 
-@pytest.mark.parametrize("name", sorted(n for n, e in plugins.entries().items() if e.task == "superres"))
+@pytest.mark.parametrize("name", sorted(plugins.entries()))
 def test_card_read_without_running_matches_the_class_and_the_flags_parse(name: str) -> None:
     entry, method = plugins.entries()[name], plugins.load(name)
     assert (entry.task, entry.paper, entry.fidelity) == (method.task, method.paper, method.fidelity)
-    _, default = parse(["a.nii.gz", "-o", "x.nii.gz", "--method", name])
+    command = import_module(f"medfields.cli.{TASKS[entry.task][0]}")
+    _, default = command.parse(["input", "-o", "x.nii.gz", "--method", name])
     assert default == method()
 
 
 def test_every_task_has_its_default() -> None:
-    for task, name in plugins.DEFAULT.items():
-        assert plugins.entries()[name].task == task
+    for task in TASKS:
+        assert plugins.entries()[plugins.DEFAULT[task]].task == task

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from medfields import plugins
 from medfields.errors import FileError, UnknownName
-from medfields.evaluate import bench, results, rows
+from medfields.evaluate import asked_superres, bench, results, rows
 from medfields.evaluate.tasks import superres
 from medfields.io import write_volume
 from medfields.space import Grid, Volume
@@ -117,7 +117,7 @@ def test_leak_counts_what_lesions_do_to_the_other_contrast(task: superres.Task, 
 
 def test_a_run_in_its_own_process_says_everything(task: superres.Task, stub: Path, tmp_path: Path) -> None:
     """The child cannot see the toy task, so the process ends with an error; the same job here gives a whole row."""
-    job = bench.Job("toy", str(stub), "no profile", 3, str(superres.acquire(task, tmp_path)))
+    job = bench.Job("superres", "toy", str(stub), "no profile", 3, str(superres.acquire(task, tmp_path)))
     assert bench.run_apart(job) is None
     row = bench.run_here(job)
     assert row["config"] == {"gain": 1.0} and row["variant"] == "no profile" and 5 < row["psnr"] < 60 and row["peak_mb"] > 50
@@ -128,7 +128,7 @@ def test_a_run_in_its_own_process_says_everything(task: superres.Task, stub: Pat
 
 def test_the_child_process_runs(data: Path, tmp_path: Path) -> None:
     scan = superres.acquire(superres.TASKS["cord-2x4"], tmp_path)
-    row = bench.run_apart(bench.Job("cord-2x4", "cubic-mean", "", 0, str(scan)))
+    row = bench.run_apart(bench.Job("superres", "cord-2x4", "cubic-mean", "", 0, str(scan)))
     assert row is not None and 15 < row["psnr"] < 30 and row["fidelity"] == "classical"
 
 
@@ -140,7 +140,7 @@ def test_only_what_is_missing_is_run(task: superres.Task, stub: Path, tmp_path: 
         return bench.run_here(job)
 
     monkeypatch.setattr(bench, "run_apart", record)
-    places = {"tasks": ["toy"], "rows": tmp_path / "rows.jsonl", "page": tmp_path / "RESULTS.md", "cache": tmp_path}
+    places = {"tasks": ["toy"], "rows": tmp_path, "page": tmp_path / "RESULTS.md", "cache": tmp_path}
     assert bench.bench(methods=[str(stub)], seeds=[0, 1], **places) == 0
     assert ran == ["seed 0", "seed 1", "(no profile) seed 0", "(no profile) seed 1"]
     ran.clear()
@@ -151,20 +151,20 @@ def test_only_what_is_missing_is_run(task: superres.Task, stub: Path, tmp_path: 
     bench.bench(methods=[str(stub)], seeds=[0], ablations=False, **places)
     bench.bench(methods=[str(stub)], seeds=[0], ablations=False, again=True, **places)
     assert ran == ["seed 0", "seed 0"]
-    assert len(rows.read_rows(tmp_path / "rows.jsonl")) == 7 and len(rows.latest(rows.read_rows(tmp_path / "rows.jsonl"))) == 5
-    results.check(tmp_path / "rows.jsonl", tmp_path / "RESULTS.md")
+    assert len(rows.read_rows(tmp_path / "superres.jsonl")) == 7 and len(rows.latest(rows.read_rows(tmp_path / "superres.jsonl"))) == 5
+    results.check(tmp_path, tmp_path / "RESULTS.md")
 
 
 def test_a_failed_run_leaves_no_row(task: superres.Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text(STUB.format(gain=1.0, lesson="False"))
-    places = {"tasks": ["toy"], "rows": tmp_path / "rows.jsonl", "page": tmp_path / "RESULTS.md", "cache": tmp_path}
+    places = {"tasks": ["toy"], "rows": tmp_path, "page": tmp_path / "RESULTS.md", "cache": tmp_path}
     assert bench.bench(methods=[str(broken)], seeds=[0], ablations=False, **places) == 1
-    assert not (tmp_path / "rows.jsonl").exists() and "FAILED" in capsys.readouterr().err
+    assert not (tmp_path / "superres.jsonl").exists() and "FAILED" in capsys.readouterr().err
     with pytest.raises(UnknownName, match="task"):
         bench.bench(**places | {"tasks": ["no-such"]})
     with pytest.raises(UnknownName, match="family"):
-        bench.bench("ct", **places)
+        bench.bench("no-such", **places)
 
 
 def row(task: str, method: str, psnr: float, variant: str = "", **more: object) -> dict[str, object]:
@@ -181,24 +181,24 @@ def test_the_page_is_what_the_rows_say(tmp_path: Path) -> None:
     table += [row(small, ours, 27.0), row(small, ours, 25.5, "no profile"), row(small, "cubic-mean", 22.0), row(small, "siren", 24.0)]
     table += [row("forrest-2x5", "srr-tv", 26.8), row("forrest-2x5", "cubic-mean", 22.0), row("forrest-2x5", "srr-tv", 26.4)]  # a newer one
     table += [row("forrest-2x5", "srr-cg", 40.0, config={"smooth": 7.0}), row("forrest-2x5", "srr-cg", 40.0, scan="another")]  # of yesterday
-    text = results.page(table)  # type: ignore[arg-type]
+    text = results.section("superres", table)  # type: ignore[arg-type]
     order = ("| **own-slices** (the default) | 27.00 ± 0.00 |", "| srr-tv *classical* | 26.40", "| own-slices (not taught)", "| cubic-mean *class")
     places = [text.index(line) for line in order]
     assert places == sorted(places) and "26.80" not in text and "40.00" not in text and "| 2 |" in text
-    verdicts = {line[0]: line[2:] for line in results.requirements(rows.latest(table[:-2]))}  # type: ignore[arg-type]
+    verdicts = {line[0]: line[2:] for line in asked_superres.requirements(rows.latest(table[:-2]))}  # type: ignore[arg-type]
     assert verdicts["own-slices over the best classical (srr-tv), `forrest-2x5`"] == ["+0.60 dB", "yes"]
     assert verdicts["time of own-slices, `forrest-2x5`, slowest seed"] == ["50.0 s", "yes"]
     assert verdicts["time of own-slices, `forrest-3x4`, slowest seed"] == ["not measured", "**no**"]
     assert verdicts["the slice profile in own-slices"] == ["+1.50 dB", "**no**"]
     assert verdicts["own-slices over cubic-mean"] == ["+5.00 dB", "yes"] and verdicts["siren over cubic-mean"] == ["+2.00 dB", "**no**"]
     assert verdicts["hash over cubic-mean"] == ["not measured", "**no**"]
-    path, page = tmp_path / "rows.jsonl", tmp_path / "RESULTS.md"
+    path, page = tmp_path / "superres.jsonl", tmp_path / "RESULTS.md"
     for r in table:
         rows.append_row(path, r)  # type: ignore[arg-type]
     with pytest.raises(FileError, match="not what"):
-        results.check(path, page)
-    results.write(path, page)
-    results.check(path, page)
+        results.check(tmp_path, page)
+    results.write(tmp_path, page)
+    results.check(tmp_path, page)
     with open(path, "a") as file:
         file.write("{half a row\n")
     with pytest.raises(FileError, match=f"line {len(table) + 1}"):
@@ -210,11 +210,11 @@ def test_leak_and_joint_gain_are_judged() -> None:
     table = [row("brainweb-t1t2", "mcginnis", 30.0, **both), row("brainweb-t1t2", "mcginnis", 29.7, "one contrast", **both),
              row("brainweb-t1t2", "mcginnis", 29.0, "tv 0", **both), row("brainweb-t1t2", "mcginnis", 28.4, "one contrast, tv 0", **both),
              row("brainweb-lesions", "mcginnis", 30.0, leak=0.03, leak_worst=0.07, kept=0.8, **both)]
-    verdicts = {line[0]: line[2:] for line in results.requirements(table)}  # type: ignore[arg-type]
+    verdicts = {line[0]: line[2:] for line in asked_superres.requirements(table)}  # type: ignore[arg-type]
     assert verdicts["mcginnis, joint over one contrast, `brainweb-t1t2`"] == ["+0.30 dB", "**no**"]
     assert verdicts["mcginnis, joint over one contrast, both without total variation, `brainweb-t1t2`"] == ["+0.60 dB", "yes"]
     assert verdicts["worst lesion of one contrast seen in the other, mcginnis"] == ["7.0 %", "**no**"]
-    assert "| 3.0 / 7.0 | 80.0 |" in results.page(table)  # type: ignore[arg-type]
+    assert "| 3.0 / 7.0 | 80.0 |" in results.section("superres", table)  # type: ignore[arg-type]
 
 
 def test_ablations_differ_from_what_they_take_an_idea_from() -> None:

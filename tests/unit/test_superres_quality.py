@@ -9,7 +9,7 @@ import torch
 
 from medfields.cases import Stacks
 from medfields.evaluate import metrics, simulate
-from medfields.evaluate.bench import solve
+from medfields.evaluate.measure import solve
 from medfields.methods.ppn import transfer
 from medfields.plugins import load
 from medfields.solve import Run

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from ..errors import GeometryError, InputError
 from ..operators.projections import LineIntegral, Projector
 from ..operators.spectrum import Spectrum
 from ..space import Box, Geometry, Grid, Volume
+from .lattice import lattice
+
+if TYPE_CHECKING:
+    from ..io.projections import Scan
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +107,29 @@ class Projections:
     @cached_property
     def level(self) -> float:
         """A typical attenuation of the subject, 1/mm: the 99th percentile of a rough reconstruction; networks count in units of it."""
-        coarse = self.grid.with_spacing([float(s * max(1.0, n / 48)) for s, n in zip(self.grid.spacing, self.grid.shape, strict=True)])
-        every = max(1, self.geometry.views // 60)
+        x = self.rough().data
+        inside = x[x > 0.05 * x.max()]
+        return float(torch.quantile(inside[: 1 << 23], 0.99)) if len(inside) else 1.0
+
+    def rough(self, side: int = 48, views: int = 60, steps: int = 10) -> Volume:
+        """A quick reconstruction in 1/mm that is never negative: a few steps of SIRT, with at most about `side` voxels along an axis and
+        about `views` of the views."""
+        coarse = self.grid.with_spacing([float(s * max(1.0, n / side)) for s, n in zip(self.grid.spacing, self.grid.shape, strict=True)])
+        every = max(1, self.geometry.views // views)
         matrix = Projector(coarse, self.geometry.subset(slice(None, None, every)))
         weight, data = self.weight[::every], self.clean[::every]
         rows, columns = matrix.apply(torch.ones(coarse.shape)), matrix.adjoint(weight)
         x = torch.zeros(coarse.shape)
-        for _ in range(10):
+        for _ in range(steps):
             x = (x + matrix.adjoint(weight * (data - matrix.apply(x)) / rows.clamp_min(1e-3)) / columns.clamp_min(1e-3)).clamp_min(0)
-        inside = x[x > 0.05 * x.max()]
-        return float(torch.quantile(inside[: 1 << 23], 0.99)) if len(inside) else 1.0
+        return Volume(x, coarse, self.unit)
+
+    def misfit(self, volume: Volume) -> tuple[float, float]:
+        """How far the projections of a volume on this grid are from the data: rms over the trusted pixels, and as a share of the data's rms."""
+        error = self.weight * (self.projector().apply(volume.data[0].contiguous()) - self.clean)
+        count = self.weight.sum().clamp_min(1)
+        rms, size = (float((part.square().sum() / count).sqrt()) for part in (error, self.clean))
+        return rms, rms / max(size, 1e-30)
 
     def subset(self, views: Sequence[int] | np.ndarray | slice) -> Projections:
         """The case with some of its views."""
@@ -144,6 +161,15 @@ class Projections:
         for volume in (self.prior, self.metal):
             h.update(b"-" if volume is None else volume.grid.affine.tobytes())
         return h.hexdigest()
+
+    @classmethod
+    def from_scan(cls, scan: Scan, grid: Grid | None = None) -> Projections:
+        """What a file holds (`io.read_projections`) as a case, on `grid`, else on the file's, else on the lattice that the views see."""
+        good = None if scan.good is None else torch.as_tensor(np.ascontiguousarray(scan.good), dtype=torch.bool)
+        spectrum = None if scan.spectrum is None else Spectrum(*(tuple(map(float, part)) for part in scan.spectrum))
+        data = torch.as_tensor(np.ascontiguousarray(scan.data), dtype=torch.float32)
+        return cls(data, scan.geometry, grid or scan.grid or lattice(scan.geometry), good=good, water=float(scan.water or 0.0),
+                   photons=float(scan.photons or 0.0), spectrum=spectrum, name=scan.name or "projections")
 
     @classmethod
     def toy(cls, seed: int = 0, size: int = 24, views: int = 12) -> Projections:

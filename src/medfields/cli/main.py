@@ -14,6 +14,7 @@ from ..errors import MedfieldsError, OutOfMemory, UnknownName, says_memory
 # method among them; every other function states its flags in its signature.
 TASKS = {
     "superres": ("superres", "superres", "thick slices in, one sharp isotropic volume out"),
+    "ct": ("ct", "ct", "X-ray projections in, a slice or a volume out"),
 }
 COMMANDS = {
     "query": ("query", "query", "read a .field at another spacing, on another image's grid, or at points"),
@@ -22,6 +23,7 @@ COMMANDS = {
     "cite": ("inspect", "cite", "what to cite for a method or a finished run"),
     "doctor": ("doctor", "doctor", "what this machine offers: versions, threads, kernels, precision, extras"),
     "report": ("report", "report", "write the report of a run folder again"),
+    "simulate": ("simulate", "simulate", "make test data from an image: CT projections from a CT"),
     "bench": ("bench", "bench", "run the methods of a task on real data, beside the classical ones"),
     "new": ("new", "new", "write a short method file to start from"),
     "check": ("check", "check", "run the contract tests on a method file"),
@@ -92,6 +94,7 @@ tools
 
 examples
   medfields superres axial.nii.gz sagittal.nii.gz -o iso.nii.gz --spacing 0.8
+  medfields ct projections.h5 -o volume.nii.gz --check
   medfields query iso.field --spacing 0.5 -o fine.nii.gz
 
 `--debug` with any command shows the traceback of an error. Intended use: research."""

@@ -11,7 +11,7 @@ from ..errors import FileError
 
 _HERE = Path(__file__).resolve().parents[3]
 CHECKOUT = _HERE if (_HERE / "pyproject.toml").exists() else Path.cwd()  # a wheel has no checkout: results go where the user is
-RESULTS = CHECKOUT / "benchmarks/results/superres.jsonl"
+ROWS = CHECKOUT / "benchmarks/results"  # one file of rows for each family of tasks
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,11 @@
 """Fields: specs of networks and of linear bases, and `Field`, which gives one a place and units."""
 
 from .bspline import BSpline, LinearBasis
-from .encodings import Fourier, GridEncoding, Identity, NeRFEncoding
+from .conditional import Conditional
+from .dropout import Dropout, drawing
+from .encodings import Fourier, GridEncoding, Harmonics, Identity, NeRFEncoding
 from .field import Field
+from .gaussians import Gaussians
 from .heads import Cells, MultiHead
 from .hybrid import Hybrid
 from .lazy import LazyVolume
@@ -12,6 +15,7 @@ from .siren import Finer, Siren
 from .spec import SPECS, Spec, from_json, parameter_count, spec, to_json, width_for
 
 __all__ = [
-    "MLP", "SPECS", "BSpline", "Cells", "Field", "Finer", "Fourier", "GridEncoding", "Hybrid", "Identity", "LazyVolume", "LinearBasis",
-    "MultiHead", "NeRFEncoding", "Network", "Positive", "Siren", "Spec", "from_json", "parameter_count", "spec", "to_json", "width_for",
+    "MLP", "SPECS", "BSpline", "Cells", "Conditional", "Dropout", "Field", "Finer", "Fourier", "Gaussians", "GridEncoding", "Harmonics", "Hybrid",
+    "Identity", "LazyVolume", "LinearBasis", "MultiHead", "NeRFEncoding", "Network", "Positive", "Siren", "Spec", "drawing", "from_json",
+    "parameter_count", "spec", "to_json", "width_for",
 ]

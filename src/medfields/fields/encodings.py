@@ -89,6 +89,26 @@ class NeRFEncoding(Spec):
         return Waves(_on_each_axis(2.0 ** torch.arange(self.octaves), box.ndim), math.pi, 0.0, identity=True)
 
 
+@spec
+class Harmonics(Spec):
+    """gamma(u) = [cos k pi v / 2, sin k pi v / 2], v = (u + 1) / 2, k = 1 ... n, on each axis (CoIL: Sun et al., IEEE TCI 2021).
+
+    All of them are slow: the highest has n / 4 periods across the box, and what is finer is left to the network.
+
+    Args:
+        n: number of frequencies of each axis.
+    """
+
+    n: int = 10
+
+    def __post_init__(self) -> None:
+        bounded(self, n=(1, 1 << 12))
+
+    def build(self, box: Box, channels: int) -> Waves:
+        ladder = torch.arange(1, self.n + 1, dtype=torch.float32)
+        return Waves(_on_each_axis(ladder, box.ndim), math.pi / 4, math.pi / 4)
+
+
 def _on_each_axis(ladder: Float[Tensor, "m"], ndim: int) -> Float[Tensor, "n D"]:
     """One row for each axis and frequency."""
     return torch.cat([ladder[:, None] * row for row in torch.eye(ndim)])

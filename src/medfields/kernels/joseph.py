@@ -8,6 +8,7 @@ axis with a single voxel (a slice) they are constant through its thickness. A pi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ class RayTable:
     rows: int
     metric: np.ndarray
     parallel: bool
+
+    # Where a ray advances equally fast along two axes, the first of them leads, however rounding falls.
+    prefer: ClassVar[np.ndarray] = 1 + 1e-9 * np.array([2.0, 1.0, 0.0])
 
     @property
     def shape(self) -> Shape:
@@ -89,7 +93,7 @@ def joseph_torch(lattice: Float[Tensor, "I J K"], table: RayTable) -> Float[Tens
     origin, direction = (t.reshape(-1, 3).to(torch.float64) for t in table.rays(lattice.device))
     metric = torch.as_tensor(table.metric, device=lattice.device)
     length = torch.einsum("ni,ij,nj->n", direction, metric, direction).sqrt()
-    fastest = direction.abs().argmax(1)
+    fastest = (direction.abs() * torch.as_tensor(table.prefer, device=lattice.device)).argmax(1)
     flat, total = lattice.reshape(-1), lattice.new_zeros(len(origin))
     strides = (lattice.shape[1] * lattice.shape[2], lattice.shape[2], 1)
     for axis in range(3):
@@ -99,7 +103,8 @@ def joseph_torch(lattice: Float[Tensor, "I J K"], table: RayTable) -> Float[Tens
         part = lattice.new_zeros(len(mine))
         for plane in range(lattice.shape[axis] if len(mine) else 0):
             t = (plane - o[:, axis]) / d[:, axis]
-            inside = torch.ones_like(t) if table.parallel else ((t >= 0) & (t <= 1)).to(t)
+            beyond = (t - 0.5).abs() - 0.5
+            inside = torch.ones_like(t) if table.parallel else (beyond * d[:, axis].abs() <= 1e-9).to(t)
             nodes = [_linear(o[:, e] + t * d[:, e], lattice.shape[e]) for e in others]
             for n, wn in nodes[0]:
                 for m, wm in nodes[1]:
@@ -113,7 +118,7 @@ def joseph_torch(lattice: Float[Tensor, "I J K"], table: RayTable) -> Float[Tens
 def _linear(x: Tensor, n: int) -> list[tuple[Tensor, Tensor]]:
     """The nodes next to x on an axis of n, with their weights: zero for nodes that do not exist."""
     if n == 1:
-        return [(torch.zeros_like(x, dtype=torch.long), (x.abs() <= 0.5).to(x))]
+        return [(torch.zeros_like(x, dtype=torch.long), (x.abs() <= 0.5 + 1e-9).to(x))]
     low = x.floor()
     pairs = [(low.long(), 1 - (x - low)), (low.long() + 1, x - low)]
     return [(k.clamp(0, n - 1), w * ((k >= 0) & (k < n))) for k, w in pairs]

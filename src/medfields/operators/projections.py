@@ -31,6 +31,7 @@ class LineIntegral(nn.Module):
         most: points of a chunk where no gradient is wanted, which bounds the memory; with gradients a call takes all its rays at once.
 
     A call takes a function and `at = {"origin": [N, 3] mm, "direction": [N, 3] unit vectors}`, as `Geometry.at` gives them, and gives [N, C].
+    With "length" [N] mm the rays begin at their origins and end there; without they are whole lines.
     """
 
     def __init__(self, box: Box, step: float, most: int = 1 << 20):
@@ -41,14 +42,16 @@ class LineIntegral(nn.Module):
         self.parts = max(1, int(np.ceil(np.linalg.norm(box.sides[:3]) / step)))
 
     def forward(self, field: Callable[[Tensor], Tensor], at: dict[str, Tensor]) -> Float[Tensor, "N C"]:
-        origin, direction = at["origin"], at["direction"]
+        given = [at[name] for name in ("origin", "direction", "length") if name in at]
         if torch.is_grad_enabled():
-            return self._integrate(field, origin, direction)
+            return self._integrate(field, *given)
         rays = max(1, self.most // self.parts)
-        return torch.cat([self._integrate(field, o, d) for o, d in zip(origin.split(rays), direction.split(rays), strict=True)])
+        return torch.cat([self._integrate(field, *chunk) for chunk in zip(*(t.split(rays) for t in given), strict=True)])
 
-    def _integrate(self, field: Callable[[Tensor], Tensor], origin: Tensor, direction: Tensor) -> Tensor:
+    def _integrate(self, field: Callable[[Tensor], Tensor], origin: Tensor, direction: Tensor, length: Tensor | None = None) -> Tensor:
         near, far = self.clip(origin, direction)
+        if length is not None:
+            near, far = near.clamp_min(0), torch.minimum(far, length)
         way = (far - near).clamp_min(0)
         share = torch.arange(self.parts, device=origin.device, dtype=origin.dtype).expand(len(origin), -1)
         share = share + (torch.rand_like(share) if self.training else 0.5)
@@ -162,7 +165,7 @@ def _table(grid: Grid, geometry: Geometry) -> RayTable:
     """The geometry in units of the lattice."""
     turn = np.linalg.inv(grid.affine[:3, :3]).T
     a, b = geometry.offsets()
-    directions = [geometry.u, geometry.v, geometry.towards]
+    directions = [geometry.u, geometry.v, geometry.facing]
     source = geometry.source @ turn if geometry.beam == "parallel" else grid.index(geometry.source)
     u, v, w = (d @ turn for d in directions)
     metric = grid.affine[:3, :3].T @ grid.affine[:3, :3]

@@ -1,6 +1,7 @@
 """Reports: self-contained HTML pages with the pictures, figures and facts of a run."""
 
+from .ct import ct_page
 from .page import Page, write_report
 from .superres import superres_page
 
-__all__ = ["Page", "superres_page", "write_report"]
+__all__ = ["Page", "ct_page", "superres_page", "write_report"]

@@ -19,11 +19,11 @@ LOWER_IS_BETTER = ("rmse", "mae", "mse", "residual", "error", "misfit")
 
 @dataclass(frozen=True)
 class Picture:
-    """One image with its anatomical letters and scale bar."""
+    """One image, with anatomical letters and a scale bar if it shows a plane of the patient."""
 
     src: str  # data: URL
     alt: str
-    plane: Plane
+    plane: Plane | None
     letters: bool = True
 
 

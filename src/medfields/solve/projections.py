@@ -33,6 +33,8 @@ class ProjectionFit(Problem):
         misfit: "l1" or "l2".
         tv: weight of the total variation, on the lattice, or with rays between random pairs of points one voxel apart.
         held_out: share of the views that tells when to stop.
+        top: what the network's 1 means, in levels: a field that ends in a sigmoid cannot exceed it.
+        channels: of the field; subclasses say what several of them make a detector read.
     """
 
     memory = "the number of rays in a step"
@@ -42,7 +44,7 @@ class ProjectionFit(Problem):
     points: Tensor
 
     def __init__(self, spec: Spec, case: Projections, *, rays: int = 0, step: float | None = None, misfit: Misfit = "l1", tv: float = 0.0,
-                 held_out: float = 0.0):
+                 held_out: float = 0.0, top: float = 1.0, channels: int = 1):
         super().__init__()
         if misfit not in MISFITS:
             raise InputError(f"there is no misfit '{misfit}'", "l1 or l2")
@@ -53,7 +55,7 @@ class ProjectionFit(Problem):
         self.rays, self.tv, self.misfit, self.grid = rays, tv, MISFITS[misfit], case.grid
         self.side = float((case.grid.spacing[:2] if case.grid.is_2d else case.grid.spacing).min())
         self.unit = case.level * self.side
-        self.field = Field(spec, case.box(), scale=case.level, unit=case.unit)
+        self.field = Field(spec, case.box(), channels, scale=top * case.level, unit=case.unit)
         self.projector = self.case.projector()
         self.along = self.case.rays(step)
         self.register_buffer("data", self.case.clean.reshape(-1, 1), persistent=False)

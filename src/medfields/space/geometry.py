@@ -31,7 +31,8 @@ class Geometry:
         centre: [V, 3] mm, the middle of the detector.
         u, v: [V, 3] mm from column to column and from row to row.
         shape: rows R and columns C.
-        arc: columns lie at equal angles |u| / |centre - source| on a circle about the source, in the plane of u, which touches it.
+        arc: the detector is curved about the line through the source along v: the columns of a row lie at equal angles |u| / radius on a
+            circle, which u touches in the middle.
         frame: DICOM frame of reference UID, or "".
 
     Raises:
@@ -72,8 +73,14 @@ class Geometry:
         volume = np.abs((np.cross(self.u, self.v) * towards).sum(1))
         if (volume < 1e-6 * area * length).any() or (length <= 0).any() or (area <= 0).any():
             raise GeometryError("the rays run along the detector, or its pixels have no size", "u and v span the detector; source faces it")
-        if self.arc and (np.ptp(length) > 1e-3 * length.mean() or np.ptp(self.pitch[:, 0]) > 1e-3 * self.pitch[0, 0]):
+        if not self.arc:
+            return
+        if (np.ptp(self.radius) > 1e-3 * self.radius.mean()) or np.ptp(self.pitch[:, 0]) > 1e-3 * self.pitch[0, 0]:
             raise GeometryError("a curved detector must keep its distance to the source and its pitch in all views")
+        askew = np.abs(np.stack([(self.u * towards).sum(1) / length, (self.u * self.v).sum(1) / self.pitch[:, 1]])) / self.pitch[:, 0]
+        if askew.max() > 1e-3:
+            raise GeometryError("u of a curved detector must touch the circle about the source, and be at right angles to v",
+                                "centre lies where the ray along the radius meets the detector")
 
     @classmethod
     def parallel(cls, angles: Sequence[float] | np.ndarray, columns: int, pitch: float, *, rows: int = 1, row_pitch: float | None = None,
@@ -92,7 +99,7 @@ class Geometry:
         """
         along, ray, up = _frames(angles)
         centre = np.asarray(isocentre, dtype=np.float64) + offset * along
-        return cls("parallel", ray, centre, pitch * along, (row_pitch or pitch) * up, (rows, columns))
+        return cls("parallel", ray, centre, pitch * along, (pitch if row_pitch is None else row_pitch) * up, (rows, columns))
 
     @classmethod
     def cone(cls, angles: Sequence[float] | np.ndarray, shape: tuple[int, int], pitch: float | tuple[float, float], source_isocentre: float,
@@ -105,7 +112,7 @@ class Geometry:
             shape: rows, columns.
             pitch: mm between rows and between columns at the detector, or one number for both.
             source_isocentre, source_detector: mm.
-            offset: mm by which the detector's middle is shifted along its rows' and its columns' direction (half-fan: the second).
+            offset: mm by which the detector's middle is shifted, along v and along u (half-fan: the second; along the arc of a curved one).
             roll: radians by which the detector is turned in its own plane, from u to v.
             tilt: radians by which it is turned about u, its rows leaning away from the source.
             arc: columns on a circle about the source.
@@ -123,13 +130,12 @@ class Geometry:
         hub = np.asarray(isocentre, dtype=np.float64) + np.asarray(angles, dtype=np.float64)[:, None] / (2 * np.pi) * rise * up
         source = hub - source_isocentre * ray
         u = np.cos(roll) * along + np.sin(roll) * up
-        v = np.cos(tilt) * (np.cos(roll) * up - np.sin(roll) * along) + np.sin(tilt) * ray
+        centre = source + source_detector * ray + (0 if arc else offset[1]) * u
         if arc:
             turn = offset[1] / source_detector
-            middle, u = np.cos(turn) * ray + np.sin(turn) * u, np.cos(turn) * u - np.sin(turn) * ray
-            centre = source + source_detector * middle
-        else:
-            centre = source + source_detector * ray + offset[1] * u
+            ray, u = np.cos(turn) * ray + np.sin(turn) * u, np.cos(turn) * u - np.sin(turn) * ray
+            centre = source + source_detector * ray
+        v = np.cos(tilt) * (np.cos(roll) * up - np.sin(roll) * along) + np.sin(tilt) * ray
         return cls("cone", source, centre + offset[0] * v, column_pitch * u, row_pitch * v, shape, arc)
 
     @classmethod
@@ -159,6 +165,18 @@ class Geometry:
         return d / np.linalg.norm(d, axis=1, keepdims=True)
 
     @property
+    def facing(self) -> np.ndarray:
+        """[V, 3] unit vectors from the source to the detector, at right angles to v: the middle radius of a curved detector."""
+        v = self.v / self.pitch[:, 1:]
+        n = self.towards - (self.towards * v).sum(1, keepdims=True) * v
+        return n / np.linalg.norm(n, axis=1, keepdims=True)
+
+    @property
+    def radius(self) -> np.ndarray:
+        """[V] mm from the source to the detector along `facing`: of a curved detector, its radius."""
+        return ((self.centre - self.source) * self.facing).sum(1)
+
+    @property
     def span(self) -> float:
         """Radians that the views cover, from the smallest to the largest angle of their path about its axis, unwrapped."""
         e1, e2 = self.plane
@@ -168,14 +186,14 @@ class Geometry:
     @property
     def plane(self) -> np.ndarray:
         """[2, 3] orthonormal vectors of the plane in which the views' directions turn."""
-        return np.linalg.svd(self.towards, full_matrices=True)[2][:2]
+        return np.linalg.svd(self.towards.T @ self.towards)[2][:2]
 
     def offsets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where column c lies, as A[c] u + B[c] n from the middle: A in steps, B in mm along the unit vector n towards the detector."""
+        """Where column c lies, as A[c] u + B[c] n from the middle: A in steps, B in mm along n = `facing`; B is 0 if flat."""
         steps = np.arange(self.shape[1]) - (self.shape[1] - 1) / 2
         if not self.arc:
             return steps, np.zeros_like(steps)
-        radius, pitch = np.linalg.norm(self.centre[0] - self.source[0]), self.pitch[0, 0]
+        radius, pitch = self.radius[0], self.pitch[0, 0]
         angle = steps * pitch / radius
         return np.sin(angle) * radius / pitch, (np.cos(angle) - 1) * radius
 
@@ -183,7 +201,7 @@ class Geometry:
         """World points [V, R, C, 3] mm of the pixel centres of some views (or [R, C, 3] of one)."""
         a, b = self.offsets()
         r = np.arange(self.shape[0]) - (self.shape[0] - 1) / 2
-        centre, u, v, n = (array[view][..., None, None, :] for array in (self.centre, self.u, self.v, self.towards))
+        centre, u, v, n = (array[view][..., None, None, :] for array in (self.centre, self.u, self.v, self.facing))
         return centre + a[:, None] * u + b[:, None] * n + r[:, None, None] * v
 
     def rays(self, view: int | slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
@@ -199,17 +217,18 @@ class Geometry:
         return source, d / np.linalg.norm(d, axis=-1, keepdims=True)
 
     def at(self, index: Tensor) -> dict[str, Float[Tensor, "N ..."]]:
-        """What `LineIntegral` needs of rays by their flat number (view * R + row) * C + column: origin and direction [N, 3], view [N]."""
+        """What `LineIntegral` needs of rays by their flat number (view * R + row) * C + column: origin and direction [N, 3], view [N], and
+        of a cone, whose rays begin and end, their length [N] mm from the focal spot to the pixel."""
         rows, columns = self.shape
         view, row, column = index // (rows * columns), index // columns % rows, index % columns
-        tables = (*self.offsets(), self.centre, self.u, self.v, self.towards, self.source)
+        tables = (*self.offsets(), self.centre, self.u, self.v, self.facing, self.source)
         a, b, centre, u, v, n, source = (torch.as_tensor(t.copy(), device=index.device) for t in tables)
         pixel = centre[view] + a[column, None] * u[view] + b[column, None] * n[view] + (row - (rows - 1) / 2)[:, None] * v[view]
         if self.beam == "parallel":
-            origin, direction = pixel, source[view]
-        else:
-            origin, direction = source[view], torch.nn.functional.normalize(pixel - source[view], dim=-1)
-        return {"origin": origin.float(), "direction": direction.float(), "view": view}
+            return {"origin": pixel.float(), "direction": source[view].float(), "view": view}
+        way = pixel - source[view]
+        length = way.norm(dim=-1)
+        return {"origin": source[view].float(), "direction": (way / length[:, None]).float(), "view": view, "length": length.float()}
 
     def subset(self, views: Sequence[int] | np.ndarray | slice) -> Geometry:
         """Some of the views, in the order given."""
@@ -240,32 +259,15 @@ class Geometry:
         source = vector(self.source) if self.beam == "parallel" else point(self.source)
         return replace(self, source=source, centre=point(self.centre), u=vector(self.u), v=vector(self.v))
 
-    def field_of_view(self) -> tuple[np.ndarray, float]:
-        """Centre [3] mm and radius mm of the ball that the views see between them.
-
-        The centre is the point nearest to the central rays of all views (least squares). With a detector that is shifted to one side
-        (half-fan) the radius is that of the far side: what one view misses, the opposite one sees.
-        """
-        n = self.towards
-        through = self.centre if self.beam == "parallel" else self.source
-        across = np.eye(3) - n[:, :, None] * n[:, None, :]
-        # Along the normal of a circular orbit the matrix is singular: there the answer stays in the middle of the sources.
-        start = through.mean(0)
-        middle = start + np.linalg.pinv(across.sum(0), rcond=1e-9) @ np.einsum("nij,nj->i", across, through - start)
-        origin, direction = self.rays()
-        apart = middle - origin[:, :, [0, -1]]
-        ray = direction[:, :, [0, -1]]
-        miss = np.linalg.norm(apart - (apart * ray).sum(-1, keepdims=True) * ray, axis=-1)
-        return middle, float(miss.min((0, 1)).max())
-
     def project(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Fractional column and row [V, N] at which world points x [N, 3] mm are seen."""
         away = x[None] - (self.centre if self.beam == "parallel" else self.source)[:, None]
         if self.arc:
-            radius = np.linalg.norm(self.centre - self.source, axis=1)[:, None]
-            e, f = self.u / self.pitch[:, :1], self.v / self.pitch[:, 1:]
-            across, ahead, up = (np.einsum("vnj,vj->vn", away, axis) for axis in (e, self.towards, f))
-            column, row = np.arctan2(across, ahead) * radius / self.pitch[:, :1], up * radius / np.hypot(across, ahead) / self.pitch[:, 1:]
+            radius, f = self.radius[:, None], self.v / self.pitch[:, 1:]
+            across, ahead, up = (np.einsum("vnj,vj->vn", away, axis) for axis in (self.u / self.pitch[:, :1], self.facing, f))
+            shifted = ((self.centre - self.source) * f).sum(1)[:, None]
+            column = np.arctan2(across, ahead) * radius / self.pitch[:, :1]
+            row = (up * radius / np.hypot(across, ahead) - shifted) / self.pitch[:, 1:]
         else:
             third = self.source if self.beam == "parallel" else self.centre - self.source
             local = np.einsum("vij,vnj->vni", np.linalg.inv(np.stack([self.u, self.v, third], -1)), away)
@@ -280,6 +282,8 @@ class Geometry:
         with np.errstate(divide="ignore", invalid="ignore"):
             a, b = (lo - origin) / direction, (hi - origin) / direction
         near, far = np.nanmax(np.minimum(a, b), -1), np.nanmin(np.maximum(a, b), -1)
+        if self.beam == "cone":  # nothing is seen behind the source or behind the detector
+            near, far = np.maximum(near, 0), np.minimum(far, np.linalg.norm(self.pixels() - origin, axis=-1))
         return (far > near).mean((1, 2))
 
     def __repr__(self) -> str:

@@ -2,6 +2,6 @@
 
 from .fields import check_field
 from .methods import METHOD_CHECKS, check_method
-from .operators import check_adjoint, check_operator
+from .operators import check_adjoint, check_matrix, check_operator
 
-__all__ = ["METHOD_CHECKS", "check_adjoint", "check_field", "check_method", "check_operator"]
+__all__ = ["METHOD_CHECKS", "check_adjoint", "check_field", "check_matrix", "check_method", "check_operator"]

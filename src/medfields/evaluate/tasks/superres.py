@@ -8,7 +8,6 @@ the same voxels for every method. Noise is Rician with a standard deviation of 1
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,20 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.ndimage
+import torch
 
 from ... import plugins
 from ...cases import Stack, Stacks
 from ...cases.stacks import Profile
-from ...errors import FileError, GeometryError
+from ...errors import GeometryError
 from ...fields import MLP, Fourier, GridEncoding, Identity, MultiHead, Siren
 from ...io import atomic, read_volume
+from ...solve import Run
 from ...space import Grid, Volume
-from .. import metrics, simulate
+from .. import measure, metrics, simulate
+from ..families import PLAIN, data_folder
 
 if TYPE_CHECKING:
     from ...solve import Method
 
-PLAIN = ""  # the variant that is no ablation
 MARGIN = 6.0  # mm
 NOISE = 0.01  # of the truth's range
 LESION_RADIUS, LESION_DEPTH, LESIONS = 4.0, 0.3, 4  # mm, of the truth's range, in each contrast
@@ -196,20 +197,6 @@ def _takes_part(task: Task, entry: plugins.Entry) -> bool:
     return (not task.methods or named or entry.name == plugins.default("superres")) and "learn" not in vars(plugins.load(entry.name))
 
 
-def data_folder() -> Path:
-    """Where the shared images are: the environment variable MEDFIELDS_DATA, else shared/data beside the checkout.
-
-    Raises:
-        FileError: if there is no such folder.
-    """
-    checkout = Path(__file__).resolve().parents[4]
-    places = [Path(p) for p in [os.environ.get("MEDFIELDS_DATA", "")] if p] or [checkout / "shared/data", checkout.parent / "shared/data"]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise FileError(f"the images of the bench are not at {places[-1]}", "set MEDFIELDS_DATA to the folder that holds a_mri/")
-
-
 def scan_name(task: Task) -> str:
     """The task, and a hash of how it is scanned and of the code that scans."""
     scan: list[Any] = [task.sources, task.start, task.shape, task.factor, task.empty_outside, task.lesions, MARGIN, LESION_RADIUS, LESION_DEPTH]
@@ -299,6 +286,24 @@ def trial(task: Task, scan: Path, seed: int, *, lesions: bool | None = None, pro
                               f"{source.contrast or 'stack'}-{'ijk'[through]}", through=2)
                 stacks.append(simulate.add_noise(clean, NOISE * ranges[n], (seed, n, through), "rician"))
         return Trial(Stacks(tuple(stacks), grid, profile), Volume(truth, grid), mask, arrays["lesions"], ranges)
+
+
+def measured(task: Task, scan: Path, seed: int, method: str, variant: str) -> dict[str, Any]:
+    """One run: scores, seconds and memory."""
+    chosen, solver = ablation(method, variant), configured(method, variant)
+
+    def solve(case: Stacks) -> Volume:
+        if not chosen.one_contrast:
+            return measure.solve(solver, case, Run(seed=seed))
+        alone = [measure.solve(solver, case.only(contrast), Run(seed=seed)) for contrast in case.contrasts]
+        return Volume(torch.cat([v.data for v in alone]), case.grid)
+
+    this = trial(task, scan, seed, profile=chosen.profile)
+    result, row = measure.timed(lambda: solve(this.case))
+    row |= score(result, this)
+    if task.lesions:
+        row |= leak(result, solve(trial(task, scan, seed, lesions=False, profile=chosen.profile).case), this)
+    return row
 
 
 def score(result: Volume, trial: Trial) -> dict[str, object]:

@@ -1,0 +1,92 @@
+"""What RESULTS.md says of CT: how it was measured, what was asked for, which columns its tables have."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+from .. import plugins
+from .asking import Rows, best_classical, gained, in_time, mean_of, mean_psnr, verdict
+from .scans_ct import Task
+
+HEAD = """## ct
+
+Real CT volumes (LIDC chest, plastimatch thorax, TIGRE head) are projected at their own resolution by a simulator that shares no code with the
+reconstructions (fine steps, four rays a pixel), and asked for at half of it. PSNR and SSIM count voxels in the disc that every view sees, the data
+range is the truth's maximum - minimum there. Slices a, b and c are the three of the requirement; settings were chosen on another slice of the
+chest (50), so a and b are slices of a known patient and c is of an unknown one. `pdhg-tv` is swept with the truth ("weight ..."), which ours never
+sees. Of the tooth there is no truth: its columns score the projections that were not used."""
+
+
+def columns(task: Task) -> dict[str, Callable[[Rows], str]]:
+    """Columns beside PSNR and SSIM: their title, and what a group of rows says in them."""
+    extra = {"metal": {"PSNR scaled": ("psnr_scaled", 1.0, 2)}, "prior": {"lesion error, %": ("lesion_error", 100.0, 1)}}.get(task.kind, {})
+    if "uncertainr" in task.methods:
+        extra = {**extra, "Spearman": ("spearman", 1.0, 2), "ECE": ("ece", 1.0, 3)}
+    return {title: _told(*what) for title, what in extra.items()}
+
+
+def _told(key: str, scale: float, digits: int) -> Callable[[Rows], str]:
+    def tell(own: Rows) -> str:
+        return f"{scale * statistics.fmean(r[key] for r in own):.{digits}f}" if all(key in r for r in own) else ""
+
+    return tell
+
+
+def requirements(rows: Rows) -> list[list[str]]:
+    """[what, asked, measured, verdict] of every requirement; what has no rows is said to be not measured."""
+    default, out = plugins.DEFAULT["ct"], []
+
+    def psnr(task: str, method: str, variant: str = "") -> float | None:
+        return mean_psnr(rows, task, method, variant)
+
+    def over_slices(method: str, end: str, start: str = "slice") -> float | None:
+        found = [psnr(f"{start}-{k}{end}", method) for k in "abc"]
+        return None if None in found else statistics.fmean(v for v in found if v is not None)
+
+    for end, asked in (("", 1.0), ("-40db", 0.5)):
+        rivals = [best_classical(rows, f"slice-{k}{end}")[0] for k in "abc"]
+        best = None if None in rivals else statistics.fmean(v for v in rivals if v is not None)
+        what = f"{default} over the best classical of each slice, mean of a, b, c{', 40 dB' * bool(end)}"
+        out.append(gained(what, asked, over_slices(default, end), best))
+    out += [in_time(rows, f"slice-{k}", default, 60) for k in "abc"]
+    out.append(gained(f"{default}, five slices together over one", 1.0, over_slices(default, "", "five"), over_slices(default, "")))
+    for task in ("cone-head", "cone-chest"):
+        out.append(gained(f"{default} over asd-pocs, `{task}`", 1.0, psnr(task, default), psnr(task, "asd-pocs")))
+    for n in (20, 45, 90):
+        task = f"tooth-{n}"
+        out.append(gained(f"{default} over pdhg-tv on unused real projections, `{task}`", 0.0, psnr(task, default), psnr(task, "pdhg-tv")))
+    fbp = psnr("slice-a", "fbp")
+    out += [
+        gained("nerp with the earlier scan over without, `prior`", 1.5, psnr("prior", "nerp"), psnr("prior", "nerp", "cold")),
+        gained("nerp with another patient's scan over without", -0.5, psnr("prior", "nerp", "another's prior"), psnr("prior", "nerp", "cold")),
+        _below("lesion that the earlier scan lacks, error of its contrast", 0.2, mean_of(rows, "lesion_error", "prior", "nerp"), "%"),
+        gained("scnf over the same field without poses, `motion`", 4.0, psnr("motion", "scnf"), psnr("motion", "scnf", "naive")),
+        gained("scnf over the same field with the true poses", -3.0, psnr("motion", "scnf"), psnr("motion", "scnf", "true poses")),
+        gained("polyner over linear interpolation, `metal`, after one scale", 3.0, mean_of(rows, "psnr_scaled", "metal", "polyner"),
+               mean_of(rows, "psnr_scaled", "metal", "li-mar")),
+        gained("polyner over its monochromatic twin, after one scale", 1.0, mean_of(rows, "psnr_scaled", "metal", "polyner"),
+               mean_of(rows, "psnr_scaled", "metal", "polyner", "monochromatic")),
+        gained("polyner over itself without smoothness, raw", 5.0, psnr("metal", "polyner"), psnr("metal", "polyner", "no smoothness")),
+        gained("scope's field over fbp", 4.0, psnr("slice-a", "scope", "direct"), fbp),
+        gained("scope re-projected over its field, scored with the truth", 0.0, psnr("slice-a", "scope"), psnr("slice-a", "scope", "direct")),
+        gained("coil over fbp", 0.0, psnr("slice-a", "coil"), fbp),
+        gained("coil over interpolated views", 0.0, psnr("slice-a", "coil"), psnr("slice-a", "coil", "interpolated")),
+        gained("kim over fbp", 2.5, psnr("slice-a", "kim"), fbp),
+        gained("kim over its field without correction", 0.0, psnr("slice-a", "kim"), psnr("slice-a", "kim", "no correction")),
+        gained("intratomo, both modules over the first alone", 0.5, psnr("slice-a", "intratomo"), psnr("slice-a", "intratomo", "no refinement")),
+        gained("neurec over fbp", 4.0, psnr("slice-a", "neurec"), fbp),
+        _above("uncertainr, rank correlation of error and spread", 0.4, mean_of(rows, "spearman", "slice-a-40db", "uncertainr")),
+        _below("uncertainr, expected calibration error", 0.1, mean_of(rows, "ece", "slice-a-40db", "uncertainr")),
+    ]
+    return out
+
+
+def _below(what: str, most: float, value: float | None, unit: str = "") -> list[str]:
+    scale = 100 if unit == "%" else 1
+    told = "not measured" if value is None else f"{scale * value:.3g} {unit}".strip()
+    return [what, f"<= {scale * most:g} {unit}".strip(), told, verdict(value is not None and value <= most)]
+
+
+def _above(what: str, least: float, value: float | None) -> list[str]:
+    return [what, f">= {least:g}", "not measured" if value is None else f"{value:.3g}", verdict(value is not None and value >= least)]

@@ -1,0 +1,48 @@
+"""Families of tasks: what the bench can run, two modules each.
+
+`tasks.NAME` has TASKS by name, `scan_name(task)` and `acquire(task, cache)` for the measurements, `plan(task, methods, ablations)` for who takes
+part, `configured(method, variant)`, and `measured(task, scan, seed, method, variant)` for one run: its scores and times.
+`asked_NAME` has what RESULTS.md says of it: HEAD, `requirements(rows)` and `columns(task)`.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import FileError, UnknownName
+
+FAMILIES = ("superres", "ct")
+PLAIN = ""  # the variant that is no ablation
+
+
+def tasks(name: str) -> ModuleType:
+    """The module that runs a family.
+
+    Raises:
+        UnknownName: if there is none of that name.
+    """
+    if name not in FAMILIES:
+        raise UnknownName("family of tasks", name, FAMILIES)
+    return import_module(f".tasks.{name}", __package__)
+
+
+def asked(name: str) -> ModuleType:
+    """The module that says what was asked of a family."""
+    return import_module(f".asked_{name}", __package__)
+
+
+def data_folder() -> Path:
+    """Where the shared images are: the environment variable MEDFIELDS_DATA, else shared/data beside the checkout.
+
+    Raises:
+        FileError: if there is no such folder.
+    """
+    checkout = Path(__file__).resolve().parents[3]
+    places = [Path(p) for p in [os.environ.get("MEDFIELDS_DATA", "")] if p] or [checkout / "shared/data", checkout.parent / "shared/data"]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileError(f"the images of the bench are not at {places[-1]}", "set MEDFIELDS_DATA to the folder that holds a_mri/")

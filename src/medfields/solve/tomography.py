@@ -1,0 +1,244 @@
+"""Iterative reconstruction from projections: the scaled system, SART sweeps, and total variation by the primal-dual hybrid gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..cases import Projections
+from .linear import gradient, gradient_adjoint
+
+Order = Literal["golden", "bit-reversed", "as measured"]
+
+
+class RaySystem:
+    """The projections of a case as a linear system A x = y without units.
+
+    x counts in `level` = case.level, lengths in `side`, the finest voxel side, so a weight means the same for every subject and voxel size.
+
+    Args:
+        case: what was measured, on any orbit.
+        subrays: rays averaged over each pixel; they matter where pixels are wider than voxels.
+        device: where y and the weights lie.
+
+    Attributes:
+        y, weight: [V, R, C] data, and 1 where they are to be trusted, else 0.
+        row: [V, R, C] 1 / (A 1), the inverse length of each ray's way through the lattice; column: [I, J, K] 1 / (A^T W 1); 0 where nothing
+            meets. Ways of less than a tenth of a voxel count as that: what clips a corner has a large relative error.
+    """
+
+    def __init__(self, case: Projections, subrays: int = 1, device: torch.device | str = "cpu", level: float | None = None):
+        self.case, self.projector, self.subrays = case, case.projector(subrays), subrays
+        self.level = case.level if level is None else level
+        self.side = float((case.grid.spacing[:2] if case.grid.is_2d else case.grid.spacing).min())
+        self.y, self.weight = case.clean.to(device) / (self.level * self.side), case.weight.to(device)
+        ways = self.apply(torch.ones(case.grid.shape, device=device))
+        self.row = torch.where(ways > 0, 1 / ways.clamp_min(0.1), 0.0)
+        reach = self.adjoint(self.weight)
+        self.column = torch.where(reach > 0, 1 / reach.clamp_min(1e-3 * float(reach.max())), 0.0)
+
+    def apply(self, x: Float[Tensor, "I J K"]) -> Float[Tensor, "V R C"]:
+        """A x."""
+        return self.projector.apply(x) / self.side
+
+    def adjoint(self, q: Float[Tensor, "V R C"]) -> Float[Tensor, "I J K"]:
+        """A^T q."""
+        return self.projector.adjoint(q) / self.side
+
+    def residual(self, x: Float[Tensor, "I J K"]) -> Float[Tensor, "V R C"]:
+        """W (y - A x)."""
+        return self.weight * (self.y - self.apply(x))
+
+    def start(self) -> Float[Tensor, "I J K"]:
+        """Zeros."""
+        return torch.zeros_like(self.column)
+
+    def subsets(self, n: int, order: Order = "golden") -> list[RaySystem]:
+        """Every n-th view from the first, second, ... one on, in the order in which to visit them; at most one for each view."""
+        n = min(n, self.case.geometry.views)
+        if n == 1:
+            return [self]
+        return [RaySystem(self.case.subset(slice(k, None, n)), self.subrays, self.y.device, self.level) for k in visits(n, order)]
+
+
+def visits(n: int, order: Order) -> list[int]:
+    """0 .. n-1 so that neighbours in time are far apart: by the golden ratio (Koehler 2004), or with their bits reversed (Herman & Meyer,
+    IEEE TMI 1993, is of this kind)."""
+    if order == "as measured":
+        return list(range(n))
+    if order == "bit-reversed":
+        bits = max(1, (n - 1).bit_length())
+        return sorted(range(n), key=lambda k: int(f"{k:0{bits}b}"[::-1], 2))
+    return np.argsort(np.argsort(np.arange(n) * (np.sqrt(5) - 1) / 2 % 1)).tolist()
+
+
+class Sweeps(nn.Module):
+    """x <- x + relaxation C A_t^T W R (y - A_t x), x >= 0, for one subset t after the other; a `step` is one sweep over all of them.
+
+    One subset is SIRT (Gregor & Benson, IEEE TMI 2008), several are ordered-subset SART (Andersen & Kak 1984; Wang & Jiang 2004).
+
+    Args:
+        systems: the subsets, in the order of the visits.
+        relaxation: of the first sweep, in (0, 2).
+        decay: by which it is multiplied after each sweep.
+        positive: keep x >= 0.
+    """
+
+    x: Tensor
+    relaxation: Tensor
+    residual: Tensor
+
+    def __init__(self, systems: Sequence[RaySystem], relaxation: float = 1.0, decay: float = 1.0, positive: bool = True):
+        super().__init__()
+        self.systems, self.decay, self.positive = list(systems), decay, positive
+        self.size = sum(float((s.weight * s.y).square().sum()) for s in self.systems) ** 0.5
+        self.register_buffer("x", self.systems[0].start())
+        self.register_buffer("relaxation", torch.tensor(relaxation, dtype=torch.float64))
+        self.register_buffer("residual", torch.ones(()))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One sweep. `residual` is |W (A x - y)| / |W y|, each ray's as it was met."""
+        total = torch.zeros_like(self.residual)
+        for system in self.systems:
+            r = system.residual(self.x)
+            total = total + r.square().sum()
+            self.x = self.x + float(self.relaxation) * system.column * system.adjoint(system.row * r)
+            if self.positive:
+                self.x = self.x.clamp_min(0)
+        self.relaxation = self.relaxation * self.decay
+        self.residual = total.sqrt() / self.size
+
+
+class LeastSquares(nn.Module):
+    """min |W (A x - y)| by conjugate gradients on the normal equations without forming them (Paige & Saunders 1982, section 7.1).
+
+    Its state is in buffers, so `Run.steps` can stop and resume it.
+    """
+
+    x: Tensor
+    r: Tensor
+    direction: Tensor
+    power: Tensor
+
+    def __init__(self, system: RaySystem):
+        super().__init__()
+        self.system = system
+        self.size = float((system.weight * system.y).norm())
+        slope = system.adjoint(system.weight * system.y)
+        self.register_buffer("x", system.start())
+        self.register_buffer("r", system.weight * system.y)
+        self.register_buffer("direction", slope)
+        self.register_buffer("power", slope.square().sum())
+
+    @property
+    def residual(self) -> Tensor:
+        """|W (A x - y)| / |W y|."""
+        return self.r.norm() / self.size
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One iteration; none once the slope is zero."""
+        q = self.system.weight * self.system.apply(self.direction)
+        a = self.power / q.square().sum().clamp_min(1e-30)
+        self.x, self.r = self.x + a * self.direction, self.r - a * q
+        slope = self.system.adjoint(self.r)
+        power = slope.square().sum()
+        self.direction, self.power = slope + power / self.power.clamp_min(1e-30) * self.direction, power
+
+
+def noise(system: RaySystem) -> float:
+    """Standard deviation of the data's noise, in units of the system's y, from what differences along the rows leave.
+
+    The median of |4th differences| / (0.6745 sqrt(70)): a cubic leaves nothing, white noise all of it. Edges leave some: without noise the
+    answer is not 0 but what sharp structure looks like.
+    """
+    y, trusted = system.y, system.weight > 0
+    if y.shape[2] < 5:
+        return 0.0
+    for _ in range(4):
+        y, trusted = torch.diff(y, dim=2), trusted[..., 1:] & trusted[..., :-1]
+    return float(y[trusted].abs().median() / (0.6745 * 70**0.5)) if trusted.any() else 0.0
+
+
+def tv_weight(system: RaySystem) -> float:
+    """The weight of the total variation by the data alone: noise sqrt(n) / 2, n rays through a voxel, and at least 0.7.
+
+    The slope of the misfit by noise grows like noise sqrt(n). The numbers are from slices of a chest with 20 and 60 views without noise, at
+    40 and at 30 dB. On a chest and a head that had no part in them the rule cost at most 0.3 dB against the best weight.
+    """
+    rays = float((1 / system.column[system.column > 0]).median()) if (system.column > 0).any() else 1.0
+    return max(0.7, 0.5 * noise(system) * rays**0.5)
+
+
+class Slopes:
+    """Forward differences of a lattice times side / spacing, and their adjoint: slopes per voxel side, whatever the lattice's spacings."""
+
+    def __init__(self, system: RaySystem):
+        grid = system.case.grid
+        share = torch.as_tensor(system.side / grid.spacing * (np.array(grid.shape) > 1), dtype=torch.float32, device=system.y.device)
+        self.share = share[:, None, None, None]
+        self.row, self.column = 2 * float(share.max()), 2 * float(share.sum())  # the largest sums of absolute values
+
+    def apply(self, x: Float[Tensor, "I J K"]) -> Float[Tensor, "3 I J K"]:
+        return self.share * gradient(x)
+
+    def adjoint(self, p: Float[Tensor, "3 I J K"]) -> Float[Tensor, "I J K"]:
+        return gradient_adjoint(self.share * p)
+
+
+class PrimalDualTV(nn.Module):
+    """min over x >= 0 of  1/2 |A x - y|_W^2 + weight TV(x), isotropic, by the primal-dual hybrid gradient; one `step` at a time.
+
+    Chambolle & Pock, J. Math. Imaging Vis. 2011, algorithm 1, with the diagonal steps of Pock & Chambolle, ICCV 2011, lemma 2 (alpha = 1),
+    over-relaxed (Condat 2013).
+
+    Args:
+        system: A, y and W.
+        weight: of the total variation, in units of the system.
+        ratio: of the primal steps to the dual ones; the answer does not depend on it, the speed does.
+        x: start; None is zeros.
+    """
+
+    RELAX = 1.9
+    x: Tensor
+    q: Tensor
+    p: Tensor
+    residual: Tensor
+    change: Tensor
+
+    def __init__(self, system: RaySystem, weight: float, ratio: float = 1.0, x: Tensor | None = None):
+        super().__init__()
+        self.system, self.slopes, self.weight = system, Slopes(system), weight
+        self.tau = ratio / (system.adjoint(torch.ones_like(system.y)) + self.slopes.column)
+        self.sigma, self.sigma_p = system.row / ratio, 1 / (self.slopes.row * ratio)
+        self.size = float((system.weight * system.y).norm())
+        self.register_buffer("x", system.start() if x is None else x)
+        self.register_buffer("q", torch.zeros_like(system.y))
+        self.register_buffer("p", torch.zeros(3, *self.x.shape, device=self.x.device))
+        self.register_buffer("residual", torch.ones(()))
+        self.register_buffer("change", torch.zeros(()))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One iteration. `residual` is |W (A x - y)| / |W y|, `change` the relative one of x."""
+        s = self.system
+        x = (self.x - self.tau * (s.adjoint(self.q) + self.slopes.adjoint(self.p))).clamp_min(0)
+        ahead = 2 * x - self.x
+        misfit = s.apply(ahead) - s.y
+        q = s.weight * (self.q + self.sigma * misfit) / (s.weight + self.sigma).clamp_min(1e-12)
+        p = self.p + self.sigma_p * self.slopes.apply(ahead)
+        p = p / (p.square().sum(0).sqrt() / max(self.weight, 1e-12)).clamp_min(1)
+        self.residual = (s.weight * misfit).norm() / self.size
+        self.change = (x - self.x).norm() / x.norm().clamp_min(1e-12)
+        self.x, self.q, self.p = (old + self.RELAX * (new - old) for old, new in ((self.x, x), (self.q, q), (self.p, p)))
+
+    @property
+    def answer(self) -> Tensor:
+        """x >= 0; over-relaxation may leave the state a little below."""
+        return self.x.clamp_min(0)

@@ -1,0 +1,244 @@
+"""Classical reconstruction: known values, least squares, minima, and which method beats which."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+
+from medfields.cases import Projections
+from medfields.classical.asd_pocs import ASDPOCS
+from medfields.classical.cgls import CGLS
+from medfields.classical.fbp import FBP
+from medfields.classical.os_sart import OSSART
+from medfields.classical.pdhg_tv import PDHGTV
+from medfields.classical.sirt import SIRT
+from medfields.errors import GeometryError
+from medfields.solve import Run
+from medfields.solve.fbp import angular_weights, filtered_backprojection, parker
+from medfields.solve.tomography import LeastSquares, PrimalDualTV, RaySystem, Slopes, Sweeps, noise, tv_weight, visits
+from medfields.space import Geometry, Grid
+
+VALUE, CENTRE, RADIUS = 0.02, np.array([6.0, -4.0, 0.0]), 20.0
+GRID = Grid.from_spacing((64, 64, 1), 1.0, (-31.5, -31.5, 0))
+DEEP = Grid.from_spacing((64, 64, 3), 1.0, (-31.5, -31.5, -1))
+
+
+def turns(span, n=240):
+    return np.linspace(0, span, n, endpoint=False)
+
+
+def fan(angles, columns=121, offset=0.0, arc=False, rows=1):
+    return Geometry.cone(angles, (rows, columns), 1.5, 200.0, 320.0, offset=(0.0, offset), arc=arc)
+
+
+def ball(geometry, grid=GRID):
+    """Exact projections of a ball, which in its middle plane is a disc."""
+    origin, direction = geometry.rays()
+    away = CENTRE - origin
+    along = (away * direction).sum(-1)
+    chord = 2 * np.sqrt(np.maximum(RADIUS**2 - (away**2).sum(-1) + along**2, 0))
+    return Projections(torch.tensor(VALUE * chord, dtype=torch.float32), geometry, grid)
+
+
+SHORT = np.pi + 2 * np.arctan(90 / 320)
+UNEVEN = np.random.default_rng(0).permutation(np.cumsum(np.random.default_rng(0).uniform(0.5, 1.5, 240)) * 2 * np.pi / 240)
+SCANS = {
+    "parallel": (Geometry.parallel(turns(np.pi), 95, 1.0), "half turn"),
+    "parallel, full turn": (Geometry.parallel(turns(2 * np.pi), 95, 1.0), "half turn"),
+    "parallel, on one side": (Geometry.parallel(turns(2 * np.pi), 61, 1.0, offset=20.0), "half-fan"),
+    "parallel, golden": (Geometry.parallel(2.39996 * np.arange(240), 95, 1.0), "half turn"),
+    "parallel, uneven and unsorted": (Geometry.parallel(UNEVEN, 95, 1.0), "half turn"),
+    "fan, flat": (fan(turns(2 * np.pi)), "full turn"),
+    "fan, arc": (fan(turns(2 * np.pi), arc=True), "full turn"),
+    "fan, flat, half-fan": (fan(turns(2 * np.pi), 81, 40.0), "half-fan"),
+    "fan, arc, half-fan, backwards": (fan(-turns(2 * np.pi), 81, -40.0, arc=True), "half-fan"),
+    "fan, flat, short": (fan(turns(SHORT)), "short scan"),
+    "fan, flat, short, backwards": (fan(2.0 - turns(SHORT)), "short scan"),
+    "fan, arc, more than short": (fan(turns(5.2), arc=True), "short scan"),
+    "cone": (fan(turns(2 * np.pi), rows=9), "full turn"),
+    "cone, short": (fan(turns(SHORT), rows=9), "short scan"),
+    "cone, half-fan": (fan(turns(2 * np.pi), 81, 40.0, rows=9), "half-fan"),
+}
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_filtered_backprojection_of_a_disc_is_its_value(name):
+    geometry, kind = SCANS[name]
+    grid = DEEP if geometry.shape[0] > 1 else GRID
+    x, told = filtered_backprojection(ball(geometry, grid))
+    away = np.linalg.norm(grid.points().numpy() - CENTRE, axis=-1)[:, :, grid.shape[2] // 2]
+    x = x[:, :, grid.shape[2] // 2].numpy()
+    assert told == kind
+    assert abs(x[away < RADIUS - 4] / VALUE - 1).max() < 0.01
+    assert abs(x[away > RADIUS + 4] / VALUE).max() < 0.05
+
+
+@pytest.mark.parametrize("span", [SHORT, 4.5, 6.2])
+def test_parkers_weights_of_a_line_that_is_measured_twice_add_up_to_one(span):
+    rng = np.random.default_rng(0)
+    reach = (span - np.pi) / 2
+    for angle, g in zip(rng.uniform(0, span, 200), rng.uniform(-min(reach, 0.5), min(reach, 0.5), 200), strict=True):
+        total = sum(parker(np.array([b]), np.array([h]), span)[0, 0] for b, h in
+                    ((angle, g), (angle + np.pi + 2 * g, -g), (angle - np.pi + 2 * g, -g)) if 0 <= b <= span)
+        assert abs(total - 1) < 1e-9
+
+
+def test_angular_weights():
+    assert np.allclose(angular_weights(turns(np.pi, 10), np.pi), np.pi / 10)
+    assert np.allclose(angular_weights(turns(2 * np.pi, 10), np.pi), np.pi / 10)  # each direction twice: they share
+    assert np.allclose(angular_weights(turns(np.pi / 2, 10), np.pi), np.pi / 20)  # half is missing, and does not make the ends heavy
+    assert np.isclose(angular_weights(UNEVEN, 2 * np.pi).sum(), 2 * np.pi)
+
+
+REFUSED = {
+    "circle": Geometry.cone(turns(6, 20), (3, 31), 2.0, 200.0, 320.0, rise=2.0),
+    "tilted": Geometry.cone(turns(6, 20), (3, 31), 2.0, 200.0, 320.0, tilt=0.1),
+    "rolled": Geometry.cone(turns(6, 20), (3, 31), 2.0, 200.0, 320.0, roll=0.1),
+    "not turn": Geometry.fan([0.0, 0.0, 0.0], 31, 2.0, 200.0, 320.0),
+}
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_other_orbits_are_refused_with_a_hint(word):
+    with pytest.raises(GeometryError, match=word) as found:
+        filtered_backprojection(ball(REFUSED[word], DEEP))
+    assert "sirt" in found.value.hint
+
+
+def test_filtered_backprojection_fills_dead_pixels():
+    case = ball(SCANS["parallel"][0])
+    good = torch.ones_like(case.data, dtype=torch.bool)
+    good[:, :, 40:42] = False
+    good[17] = False
+    spoilt = replace(case, data=torch.where(good, case.data, torch.nan), good=good)
+    whole, repaired = (filtered_backprojection(c)[0] for c in (case, spoilt))
+    zeroed = filtered_backprojection(replace(case, data=torch.where(good, case.data, 0.0)))[0]
+    assert (repaired - whole).abs().max() < 0.1 * VALUE < (zeroed - whole).abs().max()
+
+
+def piecewise(n=32, views=12, seed=0, sigma=0.0):
+    """A lattice of flat patches, its case and the truth; made by the same matrix, so that only the algorithm is judged."""
+    i = torch.arange(n) - (n - 1) / 2
+    x, y = i[:, None] / n, i[None, :] / n
+    truth = 0.02 * (x**2 / 0.16 + y**2 / 0.09 < 1) + 0.01 * ((x - 0.1).abs() + (y + 0.05).abs() < 0.12) - 0.01 * ((x + 0.2) ** 2 + y**2 < 0.008)
+    grid = Grid.from_spacing((n, n, 1), 2.0, (-(n - 1.0), -(n - 1.0), 0))
+    geometry = Geometry.parallel(turns(np.pi, views), int(1.5 * n), 2.0)
+    first = Projections(torch.ones(views, 1, int(1.5 * n)), geometry, grid)
+    data = first.projector().apply(truth[:, :, None].float())
+    data = data + sigma * torch.randn(data.shape, generator=torch.Generator().manual_seed(seed))
+    return replace(first, data=data), truth[:, :, None].float()
+
+
+def error(method, case, truth):
+    x = method.solve(case, Run()).data[0]
+    return float((x - truth).norm() / truth.norm())
+
+
+def test_slopes_have_an_exact_adjoint_and_count_per_voxel_side():
+    grid = Grid.from_spacing((5, 4, 3), (2.0, 1.0, 4.0), (-4, -2, -4))
+    case = Projections(torch.ones(3, 4, 9), Geometry.parallel(turns(np.pi, 3), 9, 1.0, rows=4), grid)
+    slopes, rng = Slopes(RaySystem(case)), torch.Generator().manual_seed(0)
+    x, p = torch.randn(grid.shape, generator=rng), torch.randn(3, *grid.shape, generator=rng)
+    assert torch.isclose((slopes.apply(x) * p).sum(), (x * slopes.adjoint(p)).sum(), atol=1e-4)
+    ramp = grid.points()[..., 0]  # 1 per mm along i: per side of 1 mm
+    assert torch.allclose(slopes.apply(ramp)[0, :-1], torch.tensor(1.0)) and slopes.apply(ramp)[1:].abs().max() == 0
+
+
+def test_sirt_lowers_the_residual_in_every_step():
+    case, _ = piecewise()
+    state, found = Sweeps([RaySystem(case)]), []
+    for _ in range(40):
+        state.step()
+        found.append(float(state.residual))
+    assert all(b < a for a, b in itertools.pairwise(found)) and found[-1] < 0.02
+
+
+def test_least_squares_equals_the_dense_solution():
+    case, _ = piecewise(n=8, views=16)
+    good = torch.rand(case.data.shape, generator=torch.Generator().manual_seed(1)) > 0.1
+    system = RaySystem(replace(case, good=good))
+    columns = [system.weight * system.apply(e.reshape(8, 8, 1)) for e in torch.eye(64)]
+    matrix = torch.stack([c.reshape(-1) for c in columns], 1).double()
+    exact = torch.linalg.lstsq(matrix, (system.weight * system.y).reshape(-1, 1).double(), driver="gelsd").solution[:, 0]
+    state = LeastSquares(system)
+    for _ in range(150):
+        state.step()
+    assert torch.isfinite(state.x).all()
+    assert (state.x.reshape(-1) - exact).norm() < 1e-3 * exact.norm()
+
+
+def test_primal_dual_finds_the_minimum(weight=0.5):
+    """Against L-BFGS-B with bounds, on the cost with a total variation that is rounded by very little."""
+    case, _ = piecewise(n=8, views=6, sigma=0.01)
+    system = RaySystem(case)
+    matrix = torch.stack([system.apply(e.reshape(8, 8, 1)).reshape(-1) for e in torch.eye(64)], 1).double()
+    slopes, y = Slopes(system), system.y.reshape(-1).double()
+    turn = torch.stack([slopes.apply(e.reshape(8, 8, 1)).reshape(3, -1) for e in torch.eye(64)], -1).double()
+
+    def cost(x, rounding=0.0):
+        return 0.5 * (matrix @ x - y).square().sum() + weight * ((turn @ x).square().sum(0) + rounding).sqrt().sum()
+
+    def both(x):
+        x = torch.tensor(x, requires_grad=True)
+        value = cost(x, 1e-10)
+        return float(value.detach()), torch.autograd.grad(value, x)[0].numpy()
+
+    best = scipy.optimize.minimize(both, np.full(64, 0.3), jac=True, method="L-BFGS-B", bounds=[(0, None)] * 64,
+                                   options={"maxiter": 1000, "maxfun": 1500, "ftol": 1e-13, "gtol": 1e-9, "maxcor": 40})
+    state = PrimalDualTV(system, weight)
+    for _ in range(1000):
+        state.step()
+    found, wanted = float(cost(state.answer.reshape(-1).double())), float(cost(torch.tensor(best.x)))
+    assert abs(found / wanted - 1) < 1e-4
+
+
+def test_total_variation_counts_alike_in_any_unit_and_voxel_size():
+    case, _ = piecewise(sigma=0.01)
+    grid = Grid.from_spacing(case.grid.shape, 0.5, (-(31 / 4), -(31 / 4), 0))
+    small = Projections(5 * case.data, Geometry.parallel(turns(np.pi, 12), 48, 0.5), grid)  # a quarter of the size, 20 times the attenuation
+    a, b = (PDHGTV(weight=0.2, steps=60).solve(c, Run()).data for c in (case, small))
+    assert (b / 20 - a).abs().max() < 1e-3 * a.max()
+
+
+def test_which_method_beats_which_on_flat_patches():
+    case, truth = piecewise()
+    fbp, sirt, tv, asd = (error(m, case, truth) for m in (FBP(), SIRT(steps=100), PDHGTV(weight=0.01, steps=400), ASDPOCS(rounds=60)))
+    assert tv < 0.5 * sirt and asd < 0.7 * sirt and sirt < 0.7 * fbp
+
+
+def test_subsets_do_in_few_sweeps_what_one_does_in_many():
+    case, truth = piecewise()
+    assert error(OSSART(sweeps=10, subsets=6), case, truth) < error(SIRT(steps=20), case, truth)
+
+
+@pytest.mark.parametrize("order", ["golden", "bit-reversed", "as measured"])
+def test_every_subset_is_visited_once_and_together_they_are_the_whole(order):
+    assert all(sorted(visits(n, order)) == list(range(n)) for n in (1, 2, 3, 7, 10, 16))
+    case, _ = piecewise()
+    parts = RaySystem(case).subsets(5, order)
+    assert sum(p.y.numel() for p in parts) == case.data.numel()
+    assert len(RaySystem(case).subsets(100, order)) == case.geometry.views
+
+
+@pytest.mark.parametrize("method", [SIRT(steps=5), CGLS(steps=3), OSSART(sweeps=2), PDHGTV(steps=20), ASDPOCS(rounds=2)])
+def test_iterative_methods_ignore_dead_pixels_and_take_volumes_and_wide_pixels(method):
+    grid = Grid.from_spacing((10, 9, 4), (2.0, 2.0, 3.0), (-9, -8, -4.5))
+    geometry = Geometry.cone(turns(6.0, 8), (5, 12), 4.0, 60.0, 100.0, rise=5.0)
+    case = Projections(torch.ones(8, 5, 12), geometry, grid)
+    case = replace(case, data=case.projector().apply(0.01 * torch.rand(grid.shape, generator=torch.Generator().manual_seed(0))))
+    good = torch.rand(case.data.shape, generator=torch.Generator().manual_seed(1)) > 0.2
+    a, b = (replace(method, subrays=2).solve(replace(case, data=torch.where(good, case.data, bad), good=good), Run()).data
+            for bad in (torch.nan, torch.tensor(7.0)))
+    assert torch.equal(a, b) and torch.isfinite(a).all() and a.max() > 0
+
+
+def test_noise_is_estimated_and_raises_the_weight():
+    clean, _ = piecewise(n=64, views=20)
+    noisy, _ = piecewise(n=64, views=20, sigma=0.02)
+    for case, sigma in ((clean, 0.0), (noisy, 0.02)):
+        system = RaySystem(case)
+        assert abs(noise(system) * system.level * system.side - sigma) < 0.005
+    assert tv_weight(RaySystem(noisy)) > tv_weight(RaySystem(clean)) > 0
