@@ -18,7 +18,7 @@ from medfields.classical.sirt import SIRT
 from medfields.errors import GeometryError
 from medfields.solve import Run
 from medfields.solve.fbp import angular_weights, filtered_backprojection, parker
-from medfields.solve.tomography import LeastSquares, PrimalDualTV, RaySystem, Slopes, Sweeps, noise, tv_weight, visits
+from medfields.solve.tomography import LeastSquares, PrimalDualTV, RaySystem, Slopes, Sweeps, coarser, finer, noise, tv_weight, visits
 from medfields.space import Geometry, Grid
 
 VALUE, CENTRE, RADIUS = 0.02, np.array([6.0, -4.0, 0.0]), 20.0
@@ -205,8 +205,35 @@ def test_total_variation_counts_alike_in_any_unit_and_voxel_size():
 
 def test_which_method_beats_which_on_flat_patches():
     case, truth = piecewise()
-    fbp, sirt, tv, asd = (error(m, case, truth) for m in (FBP(), SIRT(steps=100), PDHGTV(weight=0.01, steps=400), ASDPOCS(rounds=60)))
+    methods = FBP(), SIRT(steps=100), PDHGTV(weight=0.01, steps=400, finer=1, subrays=1), ASDPOCS(rounds=60)
+    fbp, sirt, tv, asd = (error(m, case, truth) for m in methods)
     assert tv < 0.5 * sirt and asd < 0.7 * sirt and sirt < 0.7 * fbp
+
+
+def test_a_finer_lattice_explains_edges_that_voxels_cut():
+    """A disc whose border runs through voxels: coarse ones cannot explain its projections."""
+    geometry = Geometry.parallel(turns(np.pi, 12), 47, 2.0)
+    grid = Grid.from_spacing((32, 32, 1), 2.0, (-31.0, -31.0, 0.0))
+    wide = ball(geometry.finer(8), grid).data.reshape(12, 1, 47, 8).mean(-1)  # what a pixel sees is the mean over its width
+    case = Projections(wide, geometry, grid)
+    points = Grid.from_spacing((256, 256, 1), 0.25, (-31.875, -31.875, 0.0)).points().numpy()
+    inside = torch.tensor(np.linalg.norm((points - CENTRE)[..., :2], axis=-1) < RADIUS, dtype=torch.float32)
+    truth = VALUE * inside.reshape(32, 8, 32, 8).mean((1, 3))[..., None]
+    coarse, fine = (error(PDHGTV(steps=300, finer=n, subrays=2 * n - 1), case, truth) for n in (1, 2))
+    assert fine < 0.7 * coarse
+
+
+@pytest.mark.parametrize(("grid", "cut"), [(GRID, (2, 2, 1)), (DEEP, (2, 2, 1))], ids=["slice", "thin stack"])
+def test_finer_and_coarser_cut_voxels_across_the_rows(grid, cut):
+    case = ball(Geometry.parallel(turns(np.pi, 8), 95, 1.0, rows=grid.shape[2]), grid)
+    fine = finer(case, 2)
+    assert fine.grid.shape == tuple(n * c for n, c in zip(grid.shape, cut, strict=True))
+    assert np.allclose(fine.grid.corners(), grid.corners())
+    values = torch.rand(grid.shape, generator=torch.Generator().manual_seed(0))
+    doubled = values
+    for axis, n in enumerate(cut):
+        doubled = doubled.repeat_interleave(n, axis)
+    assert torch.allclose(coarser(doubled, case, 2), values) and finer(case, 1) is case
 
 
 def test_subsets_do_in_few_sweeps_what_one_does_in_many():

@@ -19,9 +19,12 @@ import torch
 from torch import nn
 
 from ..cases import Projections
+from ..errors import InputError
 from ..solve import Method, Run
-from ..solve.tomography import PrimalDualTV, RaySystem, Sweeps, noise, tv_weight
+from ..solve.tomography import PrimalDualTV, RaySystem, Sweeps, coarser, finer, noise, tv_weight
 from ..space import Volume
+
+THIN = 1 << 18  # voxels, up to which a finer lattice is a matter of seconds
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class PDHGTV(Method):
     Args:
         weight: of the total variation; 0 is by the rule.
         steps: of the primal-dual hybrid gradient; fixed.
-        subrays: rays averaged over each pixel, where pixels are wider than voxels.
+        finer: voxels of the lattice that is solved for in one of the answer, along each axis across the detector's rows; the answer is their
+            mean. A coarse voxel cannot say where in it an edge runs, and what it gets wrong others have to make up for: 2 is worth 0.6 to 1.1 dB
+            on slices of 20 views. 0 is 2 for slices and thin stacks, 1 for volumes.
+        subrays: rays averaged over each pixel, along columns, and in volumes along rows too; 0 is 1, with `finer` 4 for slices, 2 for volumes.
     """
 
     paper: ClassVar[str] = (
@@ -42,12 +48,19 @@ class PDHGTV(Method):
     fidelity: ClassVar[str] = "classical"
 
     weight: float = 0.0
-    steps: int = 300
-    subrays: int = 1
+    steps: int = 400
+    finer: int = 0
+    subrays: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.finer, self.subrays) < 0 or self.steps < 1 or not 0 <= self.weight < float("inf"):
+            raise InputError("weight, finer and subrays cannot be negative, and one step is the least", "0 is by the rule")
 
     @torch.no_grad()
     def solve(self, case: Projections, run: Run, prior: nn.Module | None = None) -> Volume:
-        system = RaySystem(case, self.subrays, run.device)
+        times = self.finer or (2 if case.grid.size <= THIN else 1)
+        subrays = self.subrays or (1 if times == 1 else 2 * times if case.grid.is_2d else times)
+        system = RaySystem(finer(case, times), subrays, run.device)
         weight = self.weight or tv_weight(system)
         run.note(weight=weight, noise=noise(system))
         start = Sweeps([system])
@@ -57,4 +70,4 @@ class PDHGTV(Method):
         for _ in run.steps(self.steps, "total variation", state):
             state.step()
             run.report(residual=state.residual, change=state.change)
-        return Volume(system.level * state.answer.cpu(), case.grid, case.unit)
+        return Volume(coarser(system.level * state.answer.cpu(), case, times), case.grid, case.unit)
