@@ -19,6 +19,9 @@ from medfields.errors import InputError, OutOfMemory
 from medfields.io import read_field, read_volume, write_volume
 from medfields.io.projections import write_projections
 from medfields.io.scan import Scan
+from medfields.operators.detector import Polychromatic
+from medfields.operators.materials import attenuation
+from medfields.operators.spectrum import Spectrum
 from medfields.space import Geometry, Grid, Volume
 
 SPREAD = '''"""Spread: a rough reconstruction and a made-up uncertainty.
@@ -281,3 +284,18 @@ def test_grid_is_another_name_for_like_and_memory_is_counted_first(medfields, to
         case_of(Options(projections="toy.h5", size=1_000_000))
     with pytest.raises(InputError, match="cannot be 'HUU'"):
         case_of(Options(projections="toy.h5", unit="HUU"))
+
+
+def test_precorrection_makes_water_look_like_one_energy(medfields, toy: Projections, tmp_path: Path) -> None:
+    spectrum = Spectrum.tube(120)
+    chord = torch.linspace(0, 300, toy.data.numel()).reshape(toy.data.shape)  # mm of water
+    seen = Polychromatic(spectrum)(chord[..., None] * torch.tensor(attenuation("water", spectrum.energies)).float())
+    scan = Scan(seen.numpy(), toy.geometry, toy.grid, water=0.0193, spectrum=(spectrum.energies, spectrum.shares))
+    write_projections(scan, tmp_path / "hard.h5")
+    raw, corrected = (case_of(Options(projections=str(tmp_path / "hard.h5"), precorrect=p)) for p in (False, True))
+    water = float(attenuation("water", spectrum.mean))
+    assert corrected[0].water == pytest.approx(water) and any("hardens" in note for note in raw[2])
+    assert torch.allclose(corrected[0].data, water * chord, atol=2e-3 * water * 300)
+    assert float((raw[0].data - water * chord).abs().max()) > 0.01 * water * 300
+    said = medfields("ct", "toy.h5", "-o", "v.nii.gz", "--precorrect")
+    assert said.code == 2 and "does not state the spectrum" in said.err

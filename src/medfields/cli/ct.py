@@ -60,6 +60,8 @@ class Asked:
     """Lay the earlier scan on a quick reconstruction first, rigidly."""
     metal: File = ""
     """A mask of the metal, for methods that use one."""
+    precorrect: bool = False
+    """Undo what the hardening of the beam does to water first, if the file states the tube's spectrum; not for methods that model it."""
     water: Annotated[float | None, tyro.conf.arg(metavar="1/MM", help_behavior_hint=QUIET)] = None
     """Attenuation of water in 1/mm (0.02 at about 65 keV), for HU; default: what the file says."""
     unit: Annotated[str, tyro.conf.arg(metavar="{HU,mm-1,cm-1}", help_behavior_hint=QUIET)] = ""
@@ -166,8 +168,13 @@ def case_of(options: Options) -> tuple[Projections, Projections | None, list[str
     require_memory(40 * grid.size + 24 * scan.data.size, f"a grid of {' x '.join(map(str, grid.shape))} voxels",
                    "choose a larger --spacing or a smaller --size")
     whole = dataclasses.replace(Projections.from_scan(scan, grid), water=_water(options.water, scan.water))
-    case, held_out = _hold_out(whole, options.use)
     notes = list(scan.notes)
+    if options.precorrect:
+        whole = _precorrected(whole)
+        notes.append(f"beam hardening of water undone; line integrals now count for water of {whole.water:.4g}/mm")
+    elif whole.spectrum is not None:
+        notes.append("the file states the tube's spectrum, so its beam hardens: --precorrect undoes that for water")
+    case, held_out = _hold_out(whole, options.use)
     if options.metal:
         case = dataclasses.replace(case, metal=_metal(case, options.metal))
     notes += doubts(case)
@@ -175,6 +182,16 @@ def case_of(options: Options) -> tuple[Projections, Projections | None, list[str
         prior, said = _prior(case, options.prior, options.register)
         case, notes = dataclasses.replace(case, prior=prior), notes + said
     return case, held_out, notes
+
+
+def _precorrected(case: Projections) -> Projections:
+    """The case at one energy, the mean of its spectrum, as far as it is water."""
+    from ..operators.detector import water_precorrection
+
+    if case.spectrum is None:
+        raise InputError(f"'{case.name}' does not state the spectrum of its tube, which --precorrect needs", "leave --precorrect out")
+    corrected = water_precorrection(case.spectrum)
+    return dataclasses.replace(case, data=corrected(case.data), water=corrected.water, spectrum=None)
 
 
 def _grid(scan: Scan, options: Options) -> Grid:
