@@ -11,7 +11,24 @@ from pathlib import Path
 
 import torch
 
-from medfields.fields import MLP, BSpline, Field, Finer, Fourier, GridEncoding, Hybrid, MultiHead, NeRFEncoding, Siren, Spec
+from medfields.fields import (
+    MLP,
+    BSpline,
+    Conditional,
+    Dropout,
+    Field,
+    Finer,
+    Fourier,
+    Gaussians,
+    GridEncoding,
+    Harmonics,
+    Hybrid,
+    MultiHead,
+    NeRFEncoding,
+    Positive,
+    Siren,
+    Spec,
+)
 from medfields.io import write_field
 from medfields.io.field import VERSION
 from medfields.space import Box, Grid
@@ -29,6 +46,10 @@ SPECS: dict[str, Spec] = {
     "multihead": MultiHead(cells=(2, 1, 3), width=8, depth=2, alpha=4),
     "bspline": BSpline.on(LATTICE, degree=3),
     "hybrid": Hybrid(BSpline.on(LATTICE, degree=1), Siren(width=8, depth=1)),
+    "positive": Positive(MLP(encoding=Harmonics(3), width=8, depth=1), "squareplus", 1.0),
+    "gaussians": Gaussians(count=5),
+    "dropout": Dropout(MLP(width=8, depth=2, activation="silu"), 0.3),
+    "conditional": Conditional(BSpline.on(LATTICE, degree=3), features=2, width=8, depth=1),
 }
 
 
