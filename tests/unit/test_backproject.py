@@ -14,7 +14,7 @@ SLICE = Grid.from_spacing((9, 8, 1), 2.0, (-8, -7, 0))
 UPRIGHT = {
     "parallel": Geometry.parallel(ANGLES, 21, 1.1, rows=5, offset=0.7),
     "flat": Geometry.cone(ANGLES, (5, 15), 2.0, 50.0, 90.0, offset=(1.0, 3.0)),
-    "arc": Geometry.cone(ANGLES, (5, 15), 2.0, 50.0, 90.0, offset=(0.0, 3.0), arc=True),
+    "arc": Geometry.cone(ANGLES, (5, 15), 2.0, 50.0, 90.0, offset=(2.5, 3.0), arc=True),
 }
 TILTED = Geometry.cone(ANGLES, (5, 15), 2.0, 50.0, 90.0, roll=0.2, tilt=0.1, rise=6.0)
 ONE_ROW = Geometry.fan(ANGLES, 15, 2.0, 50.0, 90.0)

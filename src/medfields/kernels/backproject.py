@@ -28,32 +28,33 @@ def backproject(q: Float[Tensor, "V R C"], table: RayTable, shape: Shape) -> Flo
     return backproject_numba.backproject(q.detach(), *detector_maps(table), shape)
 
 
-def detector_maps(table: RayTable) -> tuple[np.ndarray, float]:
-    """Matrices [V, 3, 4] from a voxel (i, j, k, 1) to (p, q, depth), and columns per radian.
+def detector_maps(table: RayTable) -> tuple[np.ndarray, float, np.ndarray]:
+    """Matrices [V, 3, 4] from a voxel (i, j, k, 1) to (p, q, depth), columns per radian, and rows [V] by which a curved detector is raised.
 
-    Flat detectors: p / depth and q / depth are columns and rows from the middle; the number is 0. Curved ones: p / depth is the tangent of
-    the angle from the middle, q / hypot(p, depth) rows. Parallel beams: p and q themselves, and depth 1.
+    Flat detectors: p / depth and q / depth are columns and rows from the middle; the numbers are 0. Curved ones: p / depth is the tangent of
+    the angle from the middle, q / hypot(p, depth) rows from the height of the source. Parallel beams: p and q themselves, and depth 1.
     """
     arc = bool(np.any(table.b != 0))
     origin = table.centre if table.parallel else table.source
     third = table.source if table.parallel else table.w if arc else table.centre - table.source
     matrix = np.linalg.inv(np.stack([table.u, table.v, third], -1))
-    per_radian = 0.0
+    per_radian, raised = 0.0, np.zeros(len(matrix))
     if arc:
-        reach, pitch = table.centre[0] - table.source[0], table.u[0]
-        radius, pitch = (float(np.sqrt(d @ table.metric @ d)) for d in (reach, pitch))
+        reach = np.einsum("vij,vj->vi", matrix, table.centre - table.source)  # steps of u, of v, and mm along w
+        radius, raised = float(reach[0, 2]), reach[:, 1]
+        pitch = float(np.sqrt(table.u[0] @ table.metric @ table.u[0]))
         per_radian = radius / pitch
         matrix = matrix * np.array([pitch / radius, 1.0, 1 / radius])[:, None]
     maps = np.concatenate([matrix, -np.einsum("vij,vj->vi", matrix, origin)[..., None]], -1)
     if table.parallel:
         maps[:, 2] = [0.0, 0.0, 0.0, 1.0]
-    return maps, per_radian
+    return maps, per_radian, raised
 
 
 def backproject_torch(q: Float[Tensor, "V R C"], table: RayTable, shape: Shape) -> Float[Tensor, "I J K"]:
     """The plain twin: any device and float type, differentiable in q; it visits one view at a time."""
     views, rows, columns = q.shape
-    maps, per_radian = detector_maps(table)
+    maps, per_radian, raised = detector_maps(table)
     voxels = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64, device=q.device) for n in shape))
     out = q.new_zeros(len(voxels))
     for view in range(views):
@@ -62,7 +63,7 @@ def backproject_torch(q: Float[Tensor, "V R C"], table: RayTable, shape: Shape) 
         before = depth > 0  # the source
         column = (per_radian * torch.atan2(across, depth) if per_radian else across / depth) + (columns - 1) / 2
         depth = torch.hypot(across, depth) if per_radian else depth
-        row = up / depth + (rows - 1) / 2
+        row = up / depth - raised[view] + (rows - 1) / 2
         in_row = [(torch.zeros_like(row, dtype=torch.long), torch.ones_like(row))] if rows == shape[2] == 1 else _linear(row, rows)
         seen = torch.zeros_like(out)
         for r, wr in in_row:

@@ -22,7 +22,7 @@ def _ends(x, n):  # type: ignore[no-untyped-def]
 
 
 @jit(parallel=True)
-def _backproject(q, maps, per_radian, out):  # type: ignore[no-untyped-def]
+def _backproject(q, maps, per_radian, raised, out):  # type: ignore[no-untyped-def]
     views, rows, columns = q.shape
     n, nj, nk = out.shape
     middle, centre = (columns - 1) / 2, (rows - 1) / 2
@@ -51,7 +51,7 @@ def _backproject(q, maps, per_radian, out):  # type: ignore[no-untyped-def]
                     if rows == 1 and nk == 1:
                         out[i, j, k] += scale * (left * q[view, 0, near] + right * q[view, 0, far])
                         continue
-                    row = (up + k * m[1, 2]) / depth + centre
+                    row = (up + k * m[1, 2]) / depth - raised[view] + centre
                     if rows == 1:
                         if abs(row) <= 0.5:
                             out[i, j, k] += scale * (left * q[view, 0, near] + right * q[view, 0, far])
@@ -61,9 +61,9 @@ def _backproject(q, maps, per_radian, out):  # type: ignore[no-untyped-def]
                                              + high * (left * q[view, above, near] + right * q[view, above, far]))
 
 
-def backproject(q: Tensor, maps: np.ndarray, per_radian: float, shape: tuple[int, int, int]) -> Tensor:
+def backproject(q: Tensor, maps: np.ndarray, per_radian: float, raised: np.ndarray, shape: tuple[int, int, int]) -> Tensor:
     """See `kernels.backproject`."""
     use_threads()
     out = np.zeros(shape, np.float32)
-    _backproject(q.contiguous().numpy(), maps, per_radian, out)
+    _backproject(q.contiguous().numpy(), maps, per_radian, raised, out)
     return torch.from_numpy(out)
