@@ -35,7 +35,7 @@ def page(rows: Path = ROWS) -> str:
 def section(name: str, every: Iterable[dict[str, Any]]) -> str:
     """The chapter of a family."""
     told, rows = asked(name), latest(row for row in every if is_current(name, row))
-    parts = [f"{told.HEAD}\n"]
+    parts = [f"{told.HEAD.strip()}\n"]
     if not rows:
         parts.append("Nothing has been measured yet.\n")
     else:
