@@ -58,7 +58,8 @@ def requirements(rows: Rows) -> list[list[str]]:
         out.append(gained(f"{default} over asd-pocs, `{task}`", 1.0, psnr(task, default), psnr(task, "asd-pocs")))
     for n in (20, 45, 90):
         task = f"tooth-{n}"
-        out.append(gained(f"{default} over pdhg-tv on unused real projections, `{task}`", 0.0, psnr(task, default), psnr(task, "pdhg-tv")))
+        ours = psnr(task, default) if default != "pdhg-tv" else None  # nothing is better than itself
+        out.append(gained(f"the default over pdhg-tv on unused real projections, `{task}`", 0.0, ours, psnr(task, "pdhg-tv")))
     fbp = psnr("slice-a", "fbp")
     out += [
         gained("nerp with the earlier scan over without, `prior`", 1.5, psnr("prior", "nerp"), psnr("prior", "nerp", "cold")),
