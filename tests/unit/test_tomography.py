@@ -269,3 +269,10 @@ def test_noise_is_estimated_and_raises_the_weight():
         system = RaySystem(case)
         assert abs(noise(system) * system.level * system.side - sigma) < 0.005
     assert tv_weight(RaySystem(noisy)) > tv_weight(RaySystem(clean)) > 0
+
+
+def test_without_noise_the_weight_falls_with_the_area_of_the_voxels():
+    """On half the pixel's side what the lattice cannot explain is a quarter."""
+    smooth = Geometry.parallel(turns(np.pi, 12), 47, 2.0)
+    case = Projections(torch.ones(12, 1, 47), smooth, Grid.from_spacing((32, 32, 1), 2.0, (-31.0, -31.0, 0.0)))
+    assert tv_weight(RaySystem(case)) == pytest.approx(0.7) and tv_weight(RaySystem(finer(case, 2), 4)) == pytest.approx(0.175)

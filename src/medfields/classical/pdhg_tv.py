@@ -1,9 +1,9 @@
 """Total variation with x >= 0: least squares on all rays plus the isotropic total variation, by the primal-dual hybrid gradient.
 
 min over x >= 0 of  1/2 |A x - y|_W^2 + weight TV(x). x counts in units of case.level and lengths in voxel sides, so a weight means the same
-for every subject, unit and voxel size. Without one it follows the data: in proportion to the noise, as second differences along the
-detector's rows show it, but never below a floor, which is best where there is none. It starts from 20 steps of SIRT; the number of steps is
-fixed.
+for every subject, unit and voxel size. Without one it follows the data: in proportion to the noise, as fourth differences along the
+detector's rows show it, but never below a floor, which is best where there is none. Slices are solved for on a lattice twice as fine as the
+answer. It starts from 20 steps of SIRT; the number of steps is fixed.
 
 Needs: projections, on any orbit.
 Gives: attenuation in 1/mm, not negative.

@@ -11,7 +11,7 @@ Gives: attenuation in 1/mm: the image of the last B.
 Deviations: layer counts, weights, inner steps and the trust are ours; all rays in a step, through the lattice (`rays` draws some).
 Fidelity: interpreted (the idea and its modules from the abstract and the project page; constants unread).
 Licence: no official code is known; written from the paper's idea.
-Use when: a field is wanted to fill a gap of angles. The loop is no free gain: on noise-free views total variation alone (`tv`) is close
+Use when: a field is wanted to fill a gap of angles. The loop is no free gain: on noise-free views total variation alone (`pdhg-tv`) is close
 or better, and quicker.
 """
 

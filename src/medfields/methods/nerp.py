@@ -14,7 +14,7 @@ both starts it fits on a CPU.
 Fidelity: published (network, rates, steps, of the 2-D experiments).
 Licence: written from notes on the paper; no code of theirs was copied. The authors' code is for research only (Stanford OTL), and the idea has
 patents pending (US 2022/0414953, US 2023/0024401): ask before commercial use.
-Use when: there is an aligned earlier scan and few views (10 to 30). With none, total variation (`tv`) is better and quicker.
+Use when: there is an aligned earlier scan and few views (10 to 30). With none, total variation (`pdhg-tv`) is better and quicker.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ network; the calibration is by kept views where the paper widens against the tru
 are drawn per period of the box (omega 40 = sigma 12.7), and their phase is left out, which only turns each pair of features.
 Fidelity: published (network, likelihood, rates, dropout, passes; the total variation is scaled otherwise).
 Licence: the authors' code is MIT; none of it is used.
-Use when: where the reconstruction may be wrong matters. For the attenuation alone total variation (`tv`) is better and quicker.
+Use when: where the reconstruction may be wrong matters. For the attenuation alone total variation (`pdhg-tv`) is better and quicker.
 """
 
 from __future__ import annotations
