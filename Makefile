@@ -1,11 +1,12 @@
 # Everything a fresh Debian or macOS machine needs is python3 (3.11 to 3.13) and make. GNU make 3.81 (macOS) is enough.
 #   make demo    fit a real head from two thick stacks and write demo/report.html
-#   make test    the tests;  make lint, make bench, make docs
+#   make test    the tests;  make lint, make docs;  make bench, or one family of it: make bench FAMILY=ct
 # PYTHON=python3.12 make ... picks the interpreter the first time; VENV=folder puts the environment elsewhere.
 
 VENV ?= .venv
 BIN = $(VENV)/bin
 JOBS ?= 2
+FAMILY ?= superres ct
 # The first of these that is 3.11 to 3.13 makes the environment.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
@@ -59,8 +60,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m medfields.evaluate.results --check
 
 bench: $(VENV)/.dev
-	$(BIN)/medfields bench superres
-	$(BIN)/medfields bench ct
+	@for family in $(FAMILY); do echo "medfields bench $$family"; $(BIN)/medfields bench $$family || exit; done
 
 docs: $(VENV)/.docs
 	$(BIN)/python tools/method_pages.py docs/methods

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from medfields.cli import simulate
 from medfields.io import read_volume, write_volume
 from medfields.io.projections import read_projections
 from medfields.operators.materials import attenuation
@@ -72,6 +73,19 @@ def test_noise_has_its_seed_and_its_size(medfields, disc: Volume) -> None:
     air = data["clean"] == 0
     assert (data["one"] - data["clean"])[air].std() == pytest.approx(0.01, rel=0.15)
     assert read_projections("one.h5").photons == 1e4
+
+
+def test_views_come_in_parts_and_tell_how_far_they_are(medfields, disc: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, seconds = [], iter(range(1000))
+    monkeypatch.setattr("medfields.solve.Terminal.event", lambda self, event: told.append(event))
+    monkeypatch.setattr(simulate.time, "monotonic", lambda: float(next(seconds)))
+    for more in ((), ("--spectrum", 120)):
+        told.clear()
+        assert medfields("simulate", "ct", "v.nii.gz", "-o", "p.h5", "--views", 120, "--slice", 0, *more).code == 0
+        assert [e.step for e in told][:3] == [1, 3, 5] and len(told) == 51
+        assert told[0].steps == 120 and told[0].eta == 119 * told[0].seconds and [e.done for e in told] == [False] * 50 + [True]
+        assert medfields("simulate", "ct", "v.nii.gz", "-o", "q.h5", "--views", 1, "--slice", 0, *more).code == 0 and told[-1].done
+        assert np.array_equal(read_projections("p.h5").data[:1], read_projections("q.h5").data)
 
 
 def test_spectrum_hardens_and_metal_absorbs(medfields, disc: Volume, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
+import scipy.sparse
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 from io_samples import oblique, ramp, save_slices
 from medfields.errors import MedfieldsError
 from medfields.fields import MLP, Field, Fourier
-from medfields.io import read_field, read_volume, write_field, write_volume
+from medfields.io import read_field, read_projections, read_volume, write_field, write_volume
 from medfields.space import Volume
 
 fuzz = settings(max_examples=int(os.environ.get("MEDFIELDS_FUZZ", "60")), deadline=None, suppress_health_check=list(HealthCheck))
@@ -178,6 +180,20 @@ def test_field_headers(data: st.DataObject) -> None:
         assert made.box.ndim == 3
         with torch.no_grad():
             made(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_matlab(packed: bool) -> None:
+    about = {"distanceSourceOrigin": 400.0, "distanceSourceDetector": 500.0, "pixelSize": 0.2, "angles": np.arange(9.0), "scanner": "made up"}
+    scan = {"CtData": {"sinogram": np.ones((9, 8)), "parameters": about}, "A": scipy.sparse.eye(4, format="csc")}
+    content = sample(lambda p: scipy.io.savemat(p, scan, do_compression=packed), "a.mat")
+
+    @fuzz
+    @given(content=mutations(content, len(content)))
+    def run(content: bytes) -> None:
+        only_ours(content, "a.mat", read_projections)
+
+    run()
 
 
 @pytest.mark.parametrize("kind", ["mha", "nrrd"])

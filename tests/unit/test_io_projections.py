@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medfields.cases import Projections
 from medfields.errors import FileError, GeometryError, InputError, MedfieldsError, UnknownName
 from medfields.io import Scan, read_projections, write_projections
+from medfields.io.matlab import read_mat5
 from medfields.io.projections_foreign import from_astra, from_tigre
 from medfields.space import Geometry, Grid
 
@@ -397,6 +400,64 @@ def test_a_mat_without_a_scan_or_cut_off(tmp_path: Path) -> None:
     scipy.io.savemat(tmp_path / "b.mat", {"CtDataFull": htc()})
     (tmp_path / "c.mat").write_bytes((tmp_path / "b.mat").read_bytes()[:3000])
     refused(tmp_path / "c.mat", FileError, "cannot read")
+    scipy.io.savemat(tmp_path / "d.mat", {"A": np.eye(3)}, format="4")
+    refused(tmp_path / "d.mat", FileError, "no MATLAB file of version 5")
+
+
+NESTED = {"numbers": np.arange(24.0).reshape(2, 3, 4), "whole": np.arange(7, dtype=np.int16), "waves": np.array([1 + 2j, 3 - 1j]), "one": 2.5,
+          "text": "Röntgen", "none": np.zeros((0, 0)), "struct": {"a": {"b": np.float32(3)}, "c": "d"}, "sparse": scipy.sparse.eye(3, format="csc"),
+          "cell": np.array([1.0, "two", np.ones(3)], dtype=object), "rows": np.array([(1, 2.0), (3, 4.0)], dtype=[("x", "O"), ("y", "O")])}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_matlab_is_read_as_scipy_reads_it(tmp_path: Path, packed: bool) -> None:
+    scipy.io.savemat(tmp_path / "a.mat", NESTED, do_compression=packed)
+    ours, theirs = read_mat5(tmp_path / "a.mat"), scipy.io.loadmat(tmp_path / "a.mat", simplify_cells=True)
+    assert list(ours) == list(NESTED) and ours["sparse"] is None
+    for name in ("numbers", "whole", "waves", "one"):
+        np.testing.assert_array_equal(ours[name], theirs[name])
+        assert ours[name].dtype == np.asarray(theirs[name]).dtype and ours[name].shape == np.shape(theirs[name])
+    assert ours["none"].size == 0 and ours["text"] == "Röntgen" and ours["struct"] == {"a": {"b": 3.0}, "c": "d"} == theirs["struct"]
+    assert ours["rows"] == [{"x": 1, "y": 2.0}, {"x": 3, "y": 4.0}]
+    assert [str(part) for part in ours["cell"]] == ["1.0", "two", "[1. 1. 1.]"]
+
+
+def test_matlab_of_a_big_endian_machine(tmp_path: Path) -> None:
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack(">II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    matrix = element(6, struct.pack(">II", 6, 0)) + element(5, struct.pack(">ii", 2, 2)) + struct.pack(">HH4s", 1, 1, b"m")
+    content = b"MATLAB 5.0".ljust(124) + b"\x01\x00MI" + element(14, matrix + element(9, struct.pack(">4d", 1, 2, 3, 4)))
+    (tmp_path / "a.mat").write_bytes(content)
+    np.testing.assert_array_equal(read_mat5(tmp_path / "a.mat")["m"], [[1, 3], [2, 4]])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_damaged_mat_is_refused_in_one_line(tmp_path: Path, packed: bool) -> None:
+    """Lengths that promise more than there is, an end that is missing, rubbish in the middle: at every place of a small file."""
+    scipy.io.savemat(tmp_path / "a.mat", {"CtData": htc()}, do_compression=packed)
+    whole, path = bytearray((tmp_path / "a.mat").read_bytes()), tmp_path / "b.mat"
+    for at in range(0, 127, 9):
+        path.write_bytes(whole[:at])
+        refused(path, FileError, "is no MATLAB file|is empty")
+    for at in [*range(128, len(whole) - 1, max(1, len(whole) // 40)), len(whole) - 1]:
+        if at > 128:
+            path.write_bytes(whole[:at])
+            refused(path, FileError, "cannot read")
+    for change in (struct.pack("<I", 0xFFFFFFFF), struct.pack("<I", 0x7FFFFFF0), bytes(range(200, 240)), b"\0" * 40):
+        for at in range(128, min(len(whole), 1200), 4):
+            made = bytearray(whole)
+            made[at:at + len(change)] = change
+            path.write_bytes(made[:len(whole)])
+            try:
+                read_projections(path)
+            except MedfieldsError as error:
+                assert "\n" not in str(error)
+            else:
+                assert not packed  # the checksum of a deflated file notices every change
+    size = int.from_bytes(whole[132:136], "little")
+    path.write_bytes(whole[:132] + (size + 1).to_bytes(4, "little") + whole[136:])
+    refused(path, FileError, "cannot read.*promises")
 
 
 # ---- ASTRA

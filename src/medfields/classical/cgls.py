@@ -24,7 +24,7 @@ from ..space import Volume
 
 @dataclass(frozen=True)
 class CGLS(Method):
-    """Hestenes & Stiefel 1952, section 10; Paige & Saunders 1982.
+    """Hestenes & Stiefel 1952; Paige & Saunders 1982.
 
     Args:
         steps: fixed; fewer for noisier data.

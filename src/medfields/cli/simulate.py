@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
+from jaxtyping import Float
 from tyro.conf import Positional
 
 from ..errors import GeometryError, InputError
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from ..space import Geometry, Volume
 
 KEV = 70.0  # the energy that the HU of the image are taken to belong to
+PARTS = 50  # of the views, after each of which the progress is told: few, because a spectrum decomposes the image anew for each
 
 
 def simulate(
@@ -85,13 +89,14 @@ def simulate(
     tube = None if spectrum is None else Spectrum.tube(spectrum)
     print(f"projecting {geometry.views} views of {geometry.shape[0]} x {geometry.shape[1]} pixels", file=sys.stderr)
     if tube is not None:
-        data = polychromatic(image, geometry, tube, metal=None if mask is None else {material: mask}, reference_kev=KEV, subrays=subrays)
+        metals = None if mask is None else {material: mask}
+        data = _projected(geometry, lambda part: polychromatic(image, part, tube, metal=metals, reference_kev=KEV, subrays=subrays))
         water = float(attenuation("water", tube.mean))
     else:
         if mask is not None:
             share = mask.data.clamp(0, 1)
             image = image.with_data((1 - share) * image.data + share * float(attenuation(material, KEV)))
-        data = project(image, geometry, subrays=subrays)
+        data = _projected(geometry, lambda part: project(image, part, subrays=subrays))
     if noise is not None and not noise > 0:
         raise InputError(f"there must be more than {noise:g} photons", "for instance --noise 1e5")
     data = np.asarray(add_noise(data, noise, seed), dtype=np.float32)
@@ -100,6 +105,23 @@ def simulate(
     write_projections(scan, output)
     print(f"{output}  {geometry.views} views of {geometry.shape[0]} x {geometry.shape[1]} pixels, line integrals up to {data.max():.3g}")
     print(f"reconstruct:  medfields ct {output} -o volume.nii.gz\nand compare:  medfields report volume.run --truth {volume}")
+
+
+def _projected(geometry: Geometry, project: Callable[[Geometry], Float[np.ndarray, "P R C"]]) -> Float[np.ndarray, "V R C"]:
+    """What `project` gives of all views, one part after the other, with a progress bar where it takes a while; the first part is one view."""
+    from ..solve import Event, Terminal
+
+    views, terminal, start = geometry.views, Terminal(), time.monotonic()
+    data = np.empty((views, *geometry.shape), dtype=np.float32)
+    ends = sorted({1, *(-(-views * k // PARTS) for k in range(1, PARTS + 1))})
+    try:
+        for first, end in zip([0, *ends], ends, strict=False):
+            data[first:end] = project(geometry.subset(slice(first, end)))
+            seconds = time.monotonic() - start
+            terminal.event(Event("project", end, views, seconds, {}, seconds * (views - end) / end, end == views))
+    finally:
+        terminal.close()
+    return data
 
 
 def _image(path: str, unit: str | None, water: float, metal: str, number: int | None) -> tuple[Volume, Volume | None]:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 from jaxtyping import Float
 
 from ..errors import FileError, GeometryError, InputError
 from ..space import Geometry, Grid
+from .matlab import read_mat5
 from .nifti import nifti_kind, read_nifti
 from .scan import Scan, angle, circular, minus_log, number, real, scalar, trusted, turn
 from .source import existing_file, first_bytes, unreadable
@@ -130,11 +130,7 @@ def read_matlab(path: Path) -> Scan:
     Raises:
         FileError: damaged, or without a struct that has a sinogram.
     """
-    try:
-        content = scipy.io.loadmat(path, simplify_cells=True)
-    except Exception as error:  # its reader lets anything through that a damaged file can cause
-        raise unreadable(path, error) from error
-    return fips(content, path)
+    return fips(read_mat5(path), path)
 
 
 def matlab_names(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pixel-driven backprojection: every voxel collects what is seen at the place where it falls on the detector, view by view.
 
 Not the transpose of `joseph`, but what filtered backprojection asks for: between pixels values are interpolated bilinearly, and those of a
-point source are divided by the square of the voxel's depth (Feldkamp, Davis & Kress, JOSA A 1984, eq. 28). Beyond the outermost pixels
+point source are divided by the square of the voxel's depth (Feldkamp, Davis & Kress, JOSA A 1984). Beyond the outermost pixels
 values fade to zero over one pixel; a detector of one row is constant over its height, and a slice (K = 1) lies in it.
 """
 

@@ -51,7 +51,7 @@ class SCNF(Method):
     """
 
     paper: ClassVar[str] = ("Qing Wu and Xin Li and Hongjiang Wei and Jingyi Yu and Yuyao Zhang: Joint Rigid Motion Correction and Sparse-View "
-                            "CT via Self-Calibrating Neural Field. ISBI 2023. arXiv:2210.12731")
+                            "CT via Self-Calibrating Neural Field. arXiv preprint 2022. arXiv:2210.12731")
     task: ClassVar[str] = "ct"
     tiny: ClassVar[dict[str, Any]] = {"levels": 3, "log2_table": 10, "width": 16, "steps": 20, "rays": 64}
     fidelity: ClassVar[str] = "interpreted"

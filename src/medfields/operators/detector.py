@@ -60,8 +60,8 @@ class Polychromatic(nn.Module):
 class WaterPrecorrection:
     """Readings of a polychromatic beam turned into line integrals at one energy, exactly so where everything is water.
 
-    The standard correction of soft tissue (Herman, Physics in Medicine and Biology 1979), by a table instead of a polynomial: monotone, through
-    zero, on a straight line below zero and beyond the thickest water. What bone and metal harden stays.
+    A function of the reading alone, as in Herman, Physics in Medicine and Biology 1979, who fits his to the whole body, while this one is exact
+    for water: a table, monotone, through zero, on a straight line below zero and beyond the thickest water. What bone and metal harden stays.
 
     Args:
         spectrum: of the readings.

@@ -1,11 +1,11 @@
 """Materials: how strongly matter attenuates photons of each energy, and what a CT volume is made of.
 
 The table holds mass attenuation coefficients mu / rho in cm^2 / g and densities in g / cm^3 of Hubbell and Seltzer: Tables of X-Ray Mass
-Attenuation Coefficients, NISTIR 5632 (1995), NIST Standard Reference Database 126; tissues are those of ICRU Report 44. Between its
-energies log(mu / rho) is a cubic spline of log(energy) from one absorption edge to the next. Against the independent parameterisation of
-Elam, Ravel and Sieber (Radiation Physics and Chemistry 2002) the entries are within 0.1 % (gold between its L edges 0.2 %), and all in
-between from 15 to 150 keV is within 0.2 % (tungsten and gold 0.4 %). Two rows of NISTIR 5632 that this comparison shows 4 and 5 % too high,
-tungsten at 11.8186 and gold at 14.0398 keV, interpolated between L edges, are left out.
+Attenuation Coefficients and Mass Energy-Absorption Coefficients, NISTIR 5632 (1995), NIST Standard Reference Database 126; tissues are
+those of ICRU Report 44. Between its energies log(mu / rho) is a cubic spline of log(energy) from one absorption edge to the next. Against
+the independent parameterisation of Elam, Ravel and Sieber (Radiation Physics and Chemistry 2002) the entries are within 0.1 % (gold between
+its L edges 0.2 %), and all in between from 15 to 150 keV is within 0.2 % (tungsten and gold 0.4 %). Two rows of NISTIR 5632 that this
+comparison shows 4 and 5 % too high, tungsten at 11.8186 and gold at 14.0398 keV, interpolated between L edges, are left out.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def decompose(volume: Volume, reference_kev: float = 70.0, *, metal: Mapping[str
     """What a CT volume is made of: densities of water, bone and metals that attenuate as the volume does at the reference energy.
 
     A voxel's attenuation is water's up to one HU value, bone's from another on, and in between the bone's share rises linearly (the soft
-    threshold of Kyriakou and Others, Medical Physics 2010, and Zhang and Yu, IEEE TMI 2018). What is below zero counts as empty.
+    threshold of Zhang and Yu, IEEE TMI 2018, who begin and end it at 100 and 1500 HU). What is below zero counts as empty.
 
     Args:
         volume: attenuation in 1/mm, one channel.

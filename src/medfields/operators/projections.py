@@ -23,7 +23,7 @@ class LineIntegral(nn.Module):
     """Any function of the world, integrated along rays inside a box.
 
     Each ray's way through the box is cut into equal parts, and the function is read in the middle of each; in training mode at a random
-    place of each (stratified: Mildenhall et al., ECCV 2020, eq. 2). Gradients reach the function and the rays' origins and directions.
+    place of each (stratified: Mildenhall et al., ECCV 2020). Gradients reach the function and the rays' origins and directions.
 
     Args:
         box: mm; beyond it the function counts as zero.

@@ -63,7 +63,7 @@ class Spectrum:
     def tube(cls, kvp: float = 120.0, filtration: Mapping[str, float] | None = None, step_kev: float = 5.0, *,
              detector: Literal["integrating", "counting"] = "integrating") -> Spectrum:
         """A tungsten tube: Kramers' law (Philosophical Magazine 1923), N(E) ~ kvp / E - 1, and the K lines, whose photons grow like
-        (kvp / 69.5 keV - 1)^1.63 (Green and Cosslett, Proc. Phys. Soc. 1961), filtered by the anode itself and by metals.
+        (kvp / 69.5 keV - 1)^1.63 (Green and Cosslett, J. Phys. D 1968), filtered by the anode itself and by metals.
 
         Args:
             kvp: peak voltage, kV.

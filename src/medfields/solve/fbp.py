@@ -120,7 +120,7 @@ class Orbit:
 def parker(angle: Float[np.ndarray, "V"], fan: Float[np.ndarray, "C"], span: float) -> Float[np.ndarray, "V C"]:
     """Shares of rays in a scan over `span` radians that begins at angle 0; those of a line that is measured twice add up to 1.
 
-    Parker 1982, eq. 12, with (span - pi) / 2 for the half fan angle; a ray of direction angle + fan.
+    Parker, Med. Phys. 1982, with (span - pi) / 2 for the half fan angle; a ray of direction angle + fan.
     """
     b, g, delta = angle[:, None], fan[None, :], (span - np.pi) / 2
     rise = np.sin(np.pi / 4 * np.clip(b / np.maximum(delta - g, 1e-9), 0, 2)) ** 2
@@ -177,7 +177,7 @@ def _circle(points: np.ndarray, axis: np.ndarray, tolerance: float) -> tuple[np.
 
 
 def filtered(rows: Float[Tensor, "V R C"], pitch: float, window: Window, arc: bool = False) -> Float[Tensor, "V R C"]:
-    """Rows convolved with the ramp filter, band-limited to the pitch (Kak & Slaney 1988, eq. 3.61; on an arc eq. 3.103).
+    """Rows convolved with the ramp filter, band-limited to the pitch (Kak & Slaney 1988, chapter 3, eq. 61; on an arc times (angle / sin angle)^2).
 
     Args:
         rows: values at columns one pitch apart.
