@@ -124,8 +124,8 @@ def test_reprojection_keeps_measured_rays_and_fills_those_not_trusted() -> None:
     good = torch.ones(case.data.shape, dtype=torch.bool)
     good[3, 0, 10:20] = False
     broken = replace(case, data=torch.where(good, case.data, torch.full_like(case.data, 9.0)), good=good)
-    dense = reprojected(broken, truth, 5)
-    at = denser(case.geometry, 5).measured
+    path = denser(case.geometry, 5)
+    at, dense = path.measured, reprojected(broken, truth, path.geometry, path.measured)
     assert torch.equal(dense.data[at][good], case.data[good])
     assert float((dense.data[at] - case.data)[~good].abs().max()) < 0.1 * float(case.data.max())
 

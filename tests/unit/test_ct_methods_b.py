@@ -16,11 +16,12 @@ from medfields.methods.intratomo import IntraTomo
 from medfields.methods.nerp import NeRP
 from medfields.methods.neurec import NeuRec
 from medfields.methods.uncertainr import UncertaINR
-from medfields.operators.projections import Projector
 from medfields.solve import Run
 from medfields.solve.hmc import HMC
-from medfields.solve.refine import Refinement, completed, non_local_means
+from medfields.solve.non_local import non_local_means
 from medfields.solve.spread import Spread, noise_of
+from medfields.solve.tomography import PrimalDualTV, RaySystem
+from medfields.solve.views import completed, reprojected
 from medfields.space import Box, Geometry, Grid, Volume
 
 GRID = MLP(GridEncoding(5, 2.0, 16.0, log2_table=10), width=32, depth=1)
@@ -152,23 +153,29 @@ def test_completed_views_lie_where_the_gantry_would_be(span):
     assert abs(np.linalg.norm(middle) - 3.0) < 0.2 and abs(middle @ made.towards[n]) < 0.2
 
 
-def test_refinement_trusts_what_it_is_told():
+def test_completing_what_is_complete_adds_nothing():
+    whole = Geometry.parallel(np.linspace(0, np.pi, 60, endpoint=False), 31, 2.0)
+    made, measured = completed(whole, 30)
+    assert made is whole and measured.all()
+
+
+def test_made_up_views_count_as_far_as_they_are_trusted():
     """Exact views: the image is found; wrong views beside them spoil it as far as they are trusted, without trust not at all."""
     case = Projections.toy(1, views=20)
     t = truth(case)
     geometry, measured = completed(case.geometry, 40)
-    projector = Projector(case.grid, geometry)
-    data = projector.apply(t)
+    made = reprojected(case, Volume(t, case.grid), geometry, measured)
+    data = made.projector().apply(t)
     data[~measured] *= 0.7
     found = {}
     for trust in (0.0, 0.03, 1.0):
         worth = torch.full_like(data, trust)
         worth[measured] = 1.0
-        state = Refinement(projector, data, worth, torch.zeros_like(t), case.level, 0.01)
+        state = PrimalDualTV(RaySystem(replace(made, data=data), level=case.level, weight=worth), 0.01)
         for _ in range(100):
             state.step()
-        assert state.image.min() >= 0
-        found[trust] = psnr(state.image, t)
+        assert state.answer.min() >= 0
+        found[trust] = psnr(case.level * state.answer, t)
     assert found[0.0] > 30 and found[0.0] > found[0.03] + 0.5 > found[1.0] + 5
 
 
@@ -182,6 +189,8 @@ def test_non_local_means_smooths_and_keeps_edges():
     assert smooth[9:15, 9:15].min() > 0.8 and smooth[:7].max() < 0.2
     assert torch.allclose(non_local_means(clean, 0.1), clean, atol=1e-6)
     assert torch.allclose(non_local_means(noisy, 1e-3), noisy, atol=1e-5)
+    with pytest.raises(InputError, match="h = 0"):
+        non_local_means(noisy, 0.0)
 
 
 # --- the methods
@@ -227,6 +236,8 @@ def test_intratomo_refines_what_its_field_says():
     twice = replace(method, rounds=2).solve(case, run).data[0]
     assert [s["stage"] for s in run.stages] == ["A 1", "B 1", "A 2", "B 2"]
     assert not torch.equal(once, twice)
+    with pytest.raises(InputError, match="one round is the least"):
+        IntraTomo(rounds=0)
 
 
 def test_uncertainr_is_less_sure_where_it_is_wrong():

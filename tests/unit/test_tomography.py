@@ -15,7 +15,7 @@ from medfields.classical.fbp import FBP
 from medfields.classical.os_sart import OSSART
 from medfields.classical.pdhg_tv import PDHGTV
 from medfields.classical.sirt import SIRT
-from medfields.errors import GeometryError
+from medfields.errors import GeometryError, InputError
 from medfields.solve import Run
 from medfields.solve.fbp import angular_weights, filtered_backprojection, parker
 from medfields.solve.tomography import LeastSquares, PrimalDualTV, RaySystem, Slopes, Sweeps, coarser, finer, noise, tv_weight, visits
@@ -156,13 +156,19 @@ def test_sirt_lowers_the_residual_in_every_step():
     assert all(b < a for a, b in itertools.pairwise(found)) and found[-1] < 0.02
 
 
+def worths(case):
+    """Of each ray: a tenth counts for nothing, a tenth for 0.003, the others for up to 2."""
+    share = torch.rand(case.data.shape, generator=torch.Generator().manual_seed(1))
+    return torch.where(share < 0.2, torch.where(share < 0.1, 0.0, 0.003), 2 * share)
+
+
 def test_least_squares_equals_the_dense_solution():
-    case, _ = piecewise(n=8, views=16)
-    good = torch.rand(case.data.shape, generator=torch.Generator().manual_seed(1)) > 0.1
-    system = RaySystem(replace(case, good=good))
-    columns = [system.weight * system.apply(e.reshape(8, 8, 1)) for e in torch.eye(64)]
+    case, _ = piecewise(n=8, views=16, sigma=0.01)
+    system = RaySystem(case, weight=worths(case))
+    root = system.weight.sqrt()
+    columns = [root * system.apply(e.reshape(8, 8, 1)) for e in torch.eye(64)]
     matrix = torch.stack([c.reshape(-1) for c in columns], 1).double()
-    exact = torch.linalg.lstsq(matrix, (system.weight * system.y).reshape(-1, 1).double(), driver="gelsd").solution[:, 0]
+    exact = torch.linalg.lstsq(matrix, (root * system.y).reshape(-1, 1).double(), driver="gelsd").solution[:, 0]
     state = LeastSquares(system)
     for _ in range(150):
         state.step()
@@ -170,16 +176,19 @@ def test_least_squares_equals_the_dense_solution():
     assert (state.x.reshape(-1) - exact).norm() < 1e-3 * exact.norm()
 
 
-def test_primal_dual_finds_the_minimum(weight=0.5):
-    """Against L-BFGS-B with bounds, on the cost with a total variation that is rounded by very little."""
-    case, _ = piecewise(n=8, views=6, sigma=0.01)
-    system = RaySystem(case)
+@pytest.mark.parametrize("pull", [0.0, 0.3])
+def test_primal_dual_finds_the_minimum(pull, weight=0.5):
+    """Against L-BFGS-B with bounds, on the cost with a total variation that is rounded by very little; with a pull, and rays of unequal worth."""
+    case, truth = piecewise(n=8, views=6, sigma=0.01)
+    system = RaySystem(case, weight=worths(case) if pull else None)
+    worth, towards = system.weight.reshape(-1).double(), truth.flip(0).reshape(-1).double() / system.level
     matrix = torch.stack([system.apply(e.reshape(8, 8, 1)).reshape(-1) for e in torch.eye(64)], 1).double()
     slopes, y = Slopes(system), system.y.reshape(-1).double()
     turn = torch.stack([slopes.apply(e.reshape(8, 8, 1)).reshape(3, -1) for e in torch.eye(64)], -1).double()
 
     def cost(x, rounding=0.0):
-        return 0.5 * (matrix @ x - y).square().sum() + weight * ((turn @ x).square().sum(0) + rounding).sqrt().sum()
+        misfit, variation = (worth * (matrix @ x - y).square()).sum(), ((turn @ x).square().sum(0) + rounding).sqrt().sum()
+        return 0.5 * misfit + weight * variation + 0.5 * pull * (x - towards).square().sum()
 
     def both(x):
         x = torch.tensor(x, requires_grad=True)
@@ -188,11 +197,28 @@ def test_primal_dual_finds_the_minimum(weight=0.5):
 
     best = scipy.optimize.minimize(both, np.full(64, 0.3), jac=True, method="L-BFGS-B", bounds=[(0, None)] * 64,
                                    options={"maxiter": 1000, "maxfun": 1500, "ftol": 1e-13, "gtol": 1e-9, "maxcor": 40})
-    state = PrimalDualTV(system, weight)
+    state = PrimalDualTV(system, weight, pull=pull)
+    if pull:
+        state.towards = towards.float().reshape(state.x.shape)
     for _ in range(1000):
         state.step()
     found, wanted = float(cost(state.answer.reshape(-1).double())), float(cost(torch.tensor(best.x)))
     assert abs(found / wanted - 1) < 1e-4
+
+
+def test_a_pull_is_part_of_the_state_and_negative_weights_are_refused():
+    system = RaySystem(piecewise(n=8)[0])
+    first, second = PrimalDualTV(system, 0.1, pull=0.5), PrimalDualTV(system, 0.1, pull=0.5)
+    first.towards = torch.ones_like(first.x)
+    first.step()
+    second.load_state_dict(first.state_dict())
+    for state in (first, second):
+        state.step()
+    assert torch.equal(first.x, second.x) and (first.x - first.towards).norm() < first.towards.norm()
+    assert "towards" not in PrimalDualTV(system, 0.1).state_dict()
+    for weight, pull in ((-1.0, 0.0), (0.1, -1.0)):
+        with pytest.raises(InputError, match="neither can be negative"):
+            PrimalDualTV(system, weight, pull=pull)
 
 
 def test_total_variation_counts_alike_in_any_unit_and_voxel_size():
@@ -247,6 +273,8 @@ def test_every_subset_is_visited_once_and_together_they_are_the_whole(order):
     case, _ = piecewise()
     parts = RaySystem(case).subsets(5, order)
     assert sum(p.y.numel() for p in parts) == case.data.numel()
+    weighted = RaySystem(case, weight=worths(case))
+    assert torch.isclose(sum(p.weight.sum() for p in weighted.subsets(5, order)), weighted.weight.sum())
     assert len(RaySystem(case).subsets(100, order)) == case.geometry.views
 
 

@@ -2,9 +2,8 @@
 
 A, sinogram prediction: a field f >= 0 learns the measured projections, and is projected to the views that lie between them and beyond.
 B, geometry refinement: an image x >= 0 explains the measured views y and the predicted ones p,
-    1/2 |A x - y|^2 + trust / 2 |A' x - p|^2 + tv sum |grad x| + pull / 2 |x - NLM(x)|^2.
-In the next round the field also stays near x, with weight `near`. Fully trusted predictions make B worse than A, so the measured views
-count more (trust < 1).
+    1/2 |A x - y|^2 + trust / 2 |A' x - p|^2 + tv sum |grad x| + pull / 2 |x - NLM(x)|^2,  NLM(x) by the x of up to 25 steps ago.
+In the next round the field also stays near x, with weight `near`. Fully trusted predictions make B worse than A: trust < 1.
 
 Needs: projections in a known geometry, few of them (8 to 60) or from a part of the turn.
 Gives: attenuation in 1/mm: the image of the last B.
@@ -24,36 +23,27 @@ import torch
 from torch import Tensor, nn
 
 from ..cases import Projections
+from ..errors import InputError
 from ..fields import MLP, Fourier, GridEncoding, Positive, Spec
-from ..operators.projections import Projector
 from ..solve import Method, Run
+from ..solve.non_local import non_local_means
 from ..solve.projections import Misfit, ProjectionFit
-from ..solve.refine import Refinement, completed
+from ..solve.tomography import PrimalDualTV, RaySystem
+from ..solve.views import completed, reprojected
 from ..space import Volume
 
 
 class Prediction(ProjectionFit):
-    """Module A: the field learns the projections, and to be near the image of the round before."""
+    """Module A: the field learns the projections, and to be near the image [I, J, K] of the round before, with a weight."""
 
-    near: Tensor
-    image: Tensor
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.register_buffer("image", torch.zeros(self.grid.shape))
-        self.register_buffer("near", torch.zeros(()))
-
-    def stay_near(self, image: Tensor, weight: float) -> None:
-        """From now on."""
-        self.image.copy_(image)
-        self.near.fill_(weight)
+    near: tuple[Tensor, float] | None = None
 
     def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
         out = super().losses(batch, progress)
-        if self.near > 0:
-            flat = self.image.reshape(-1)
+        if self.near and self.near[1]:
+            flat, weight = self.near[0].reshape(-1), self.near[1]
             index = torch.randint(len(flat), (min(len(flat), 1 << 14),), device=flat.device)
-            out["near"] = self.near * ((self.field(self.points[index])[:, 0] - flat[index]) / self.case.level).square().mean()
+            out["near"] = weight * ((self.field(self.points[index])[:, 0] - flat[index]) / self.case.level).square().mean()
         return out
 
 
@@ -99,22 +89,32 @@ class IntraTomo(Method):
     inner: int = 100
     near: float = 10.0
 
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or min(self.trust, self.near) < 0:
+            raise InputError("one round is the least, and trust and near cannot be negative")
+
     def solve(self, case: Projections, run: Run, prior: nn.Module | None = None) -> Volume:
         problem = Prediction(self.net, case, rays=self.rays or 0, misfit=self.misfit)
-        geometry, measured = completed(case.geometry, self.views)
-        projector, image = Projector(case.grid, geometry), problem.image
         for k in range(self.rounds):
             run.fit(problem, steps=max(1, self.steps // self.rounds), lr=self.lr, name=f"A {k + 1}", schedule="exponential")
-            with torch.no_grad():
-                image = problem.on_lattice()
-            if not self.refine:
-                continue
-            predicted = projector.apply(image)
-            data, worth = predicted, torch.full_like(predicted, self.trust)
-            data[measured], worth[measured] = case.clean, case.weight
-            refined = Refinement(projector, data, worth, image, case.level, self.tv, self.pull, self.h)
-            for _ in run.steps(self.inner, f"B {k + 1}", refined):
-                refined.step()
-            image = refined.image
-            problem.stay_near(image, self.near)
+            image = self._image(problem, case, run, f"B {k + 1}")
+            problem.near = (image, self.near) if self.refine else None
         return Volume(image.cpu(), case.grid, case.unit)
+
+    @torch.no_grad()
+    def _image(self, problem: Prediction, case: Projections, run: Run, name: str) -> Tensor:
+        """What the field says, refined by module B: [I, J, K] 1/mm on the run's device."""
+        image = problem.on_lattice()
+        if not self.refine:
+            return image
+        geometry, measured = completed(case.geometry, self.views)
+        whole = reprojected(case, Volume(image, case.grid), geometry, measured)
+        worth = torch.full_like(whole.data, self.trust)
+        worth[measured] = case.weight
+        state = PrimalDualTV(RaySystem(whole, device=run.device, level=case.level, weight=worth), self.tv, x=image / case.level, pull=self.pull)
+        for n in run.steps(self.inner, name, state):
+            if self.pull and n % 25 == 0:
+                state.towards = non_local_means(state.answer, self.h)
+            state.step()
+            run.report(residual=state.residual, change=state.change)
+        return case.level * state.answer

@@ -77,12 +77,11 @@ class SCOPE(Method):
         return Positive(MLP(encoding, self.width, self.depth), "sigmoid", shift=3.0)
 
     def solve(self, case: Projections, run: Run, prior: nn.Module | None = None) -> Field | Volume:
-        times = max(1, round(self.views / case.geometry.views))
-        if self.reproject:
-            denser(case.geometry, times)  # a gantry between whose views nothing is known is better refused before the fit
+        # Before the fit: a gantry between whose views nothing is known is better refused early.
+        path = denser(case.geometry, max(1, round(self.views / case.geometry.views))) if self.reproject else None
         problem = ProjectionFit(self.net(case.grid), case, rays=self.rays or 0, tv=self.tv, top=self.top)
         field = run.fit(problem, steps=self.steps, lr=self.lr, name="fit", schedule="exponential").field.cpu()
-        if not self.reproject:
+        if path is None:
             return field
-        image = field.on(case.grid).volume()
-        return Volume(filtered_backprojection(reprojected(case, image, times), self.window)[0], case.grid, case.unit)
+        whole = reprojected(case, field.on(case.grid).volume(), path.geometry, path.measured)
+        return Volume(filtered_backprojection(whole, self.window)[0], case.grid, case.unit)

@@ -12,8 +12,8 @@ from ..cases import Projections
 from ..fields import Field
 from ..space import Grid
 from .problem import Problem
-from .refine import Refinement
 from .run import Run
+from .tomography import PrimalDualTV, RaySystem
 
 
 class Embedding(Problem):
@@ -48,7 +48,7 @@ class Embedding(Problem):
 
 def first_look(case: Projections, run: Run, weight: float = 0.03, steps: int = 60) -> Float[Tensor, "I J K"]:
     """A rough image of the projections alone, 1/mm: least squares with a total variation of this weight, and no value below 0."""
-    state = Refinement(case.projector(), case.clean, case.weight, torch.zeros(case.grid.shape), case.level, weight)
+    state = PrimalDualTV(RaySystem(case, device=run.device), weight)
     for _ in run.steps(steps, "first look", state):
         state.step()
-    return state.image
+    return state.system.level * state.answer

@@ -11,7 +11,6 @@ from ..cases import Projections
 from ..errors import InputError
 from ..fields import Field, Spec
 from ..losses import l1, mse, total_variation
-from ..operators.projections import OnGrid
 from .problem import Problem
 
 Misfit = Literal["l1", "l2"]
@@ -94,6 +93,6 @@ class ProjectionFit(Problem):
     def held_out(self) -> Tensor | None:
         if self.tests is None:
             return None
-        predicted = OnGrid(self.tests.projector())(self.field)
-        data, weight = self.tests.clean.reshape(-1, 1), self.tests.weight.reshape(-1)
+        predicted = self.tests.projector().apply(self.on_lattice()).reshape(-1, 1)
+        data, weight = self.tests.clean.reshape(-1, 1).to(predicted), self.tests.weight.reshape(-1).to(predicted)
         return l1(predicted / self.unit, data / self.unit, weight)

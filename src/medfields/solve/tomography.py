@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..cases import Projections
+from ..errors import InputError
 from ..space import Grid
 from ..space.orbit import magnification
 from .linear import gradient, gradient_adjoint
@@ -28,18 +29,21 @@ class RaySystem:
         case: what was measured, on any orbit.
         subrays: rays averaged over each pixel; they matter where pixels are wider than voxels.
         device: where y and the weights lie.
+        level: see above; None is case.level.
+        weight: [V, R, C] what each ray is worth, at least 0; None is 1 where the case trusts it, else 0.
 
     Attributes:
-        y, weight: [V, R, C] data, and 1 where they are to be trusted, else 0.
+        y, weight: [V, R, C] data, and their worth.
         row: [V, R, C] 1 / (A 1), the inverse length of each ray's way through the lattice; column: [I, J, K] 1 / (A^T W 1); 0 where nothing
             meets. Ways of less than a tenth of a voxel count as that: what clips a corner has a large relative error.
     """
 
-    def __init__(self, case: Projections, subrays: int = 1, device: torch.device | str = "cpu", level: float | None = None):
+    def __init__(self, case: Projections, subrays: int = 1, device: torch.device | str = "cpu", level: float | None = None,
+                 weight: Float[Tensor, "V R C"] | None = None):
         self.case, self.projector, self.subrays = case, case.projector(subrays), subrays
         self.level = case.level if level is None else level
         self.side = float((case.grid.spacing[:2] if case.grid.is_2d else case.grid.spacing).min())
-        self.y, self.weight = case.clean.to(device) / (self.level * self.side), case.weight.to(device)
+        self.y, self.weight = case.clean.to(device) / (self.level * self.side), (case.weight if weight is None else weight).to(device)
         ways = self.apply(torch.ones(case.grid.shape, device=device))
         self.row = torch.where(ways > 0, 1 / ways.clamp_min(0.1), 0.0)
         reach = self.adjoint(self.weight)
@@ -66,7 +70,8 @@ class RaySystem:
         n = min(n, self.case.geometry.views)
         if n == 1:
             return [self]
-        return [RaySystem(self.case.subset(slice(k, None, n)), self.subrays, self.y.device, self.level) for k in visits(n, order)]
+        parts = [slice(k, None, n) for k in visits(n, order)]
+        return [RaySystem(self.case.subset(part), self.subrays, self.y.device, self.level, self.weight[part]) for part in parts]
 
 
 def finer(case: Projections, times: int) -> Projections:
@@ -143,7 +148,7 @@ class Sweeps(nn.Module):
 
 
 class LeastSquares(nn.Module):
-    """min |W (A x - y)| by conjugate gradients on the normal equations without forming them (Paige & Saunders 1982, section 7.1).
+    """min |A x - y|_W by conjugate gradients on the normal equations without forming them (Paige & Saunders 1982, section 7.1).
 
     Its state is in buffers, so `Run.steps` can stop and resume it.
     """
@@ -171,8 +176,9 @@ class LeastSquares(nn.Module):
     @torch.no_grad()
     def step(self) -> None:
         """One iteration; none once the slope is zero."""
-        q = self.system.weight * self.system.apply(self.direction)
-        a = self.power / q.square().sum().clamp_min(1e-30)
+        ahead = self.system.apply(self.direction)
+        q = self.system.weight * ahead
+        a = self.power / (q * ahead).sum().clamp_min(1e-30)
         self.x, self.r = self.x + a * self.direction, self.r - a * q
         slope = self.system.adjoint(self.r)
         power = slope.square().sum()
@@ -222,34 +228,45 @@ class Slopes:
 
 
 class PrimalDualTV(nn.Module):
-    """min over x >= 0 of  1/2 |A x - y|_W^2 + weight TV(x), isotropic, by the primal-dual hybrid gradient; one `step` at a time.
+    """min over x >= 0 of  1/2 |A x - y|_W^2 + weight TV(x) + pull/2 |x - towards|^2 by the primal-dual hybrid gradient; one `step` at a time.
 
     Chambolle & Pock, J. Math. Imaging Vis. 2011, algorithm 1, with the diagonal steps of Pock & Chambolle, ICCV 2011, lemma 2 (alpha = 1),
-    over-relaxed (Condat 2013).
+    over-relaxed (Condat 2013). The total variation is isotropic. Its state is in buffers, `towards` too, so `Run.steps` can stop and resume it.
 
     Args:
         system: A, y and W.
         weight: of the total variation, in units of the system.
         ratio: of the primal steps to the dual ones; the answer does not depend on it, the speed does.
         x: start; None is zeros.
+        pull: towards an image, in units of the system.
+
+    Attributes:
+        towards: [I, J, K] that image; the start until it is set, at any step. None without a pull.
+
+    Raises:
+        InputError: for a negative weight or pull.
     """
 
     RELAX = 1.9
     x: Tensor
     q: Tensor
     p: Tensor
+    towards: Tensor
     residual: Tensor
     change: Tensor
 
-    def __init__(self, system: RaySystem, weight: float, ratio: float = 1.0, x: Tensor | None = None):
+    def __init__(self, system: RaySystem, weight: float, ratio: float = 1.0, x: Tensor | None = None, pull: float = 0.0):
         super().__init__()
-        self.system, self.slopes, self.weight = system, Slopes(system), weight
+        if min(weight, pull) < 0:
+            raise InputError(f"total variation of weight {weight:g} and a pull of {pull:g}: neither can be negative")
+        self.system, self.slopes, self.weight, self.pull = system, Slopes(system), weight, pull
         self.tau = ratio / (system.adjoint(torch.ones_like(system.y)) + self.slopes.column)
         self.sigma, self.sigma_p = system.row / ratio, 1 / (self.slopes.row * ratio)
         self.size = float((system.weight * system.y).norm())
         self.register_buffer("x", system.start() if x is None else x)
         self.register_buffer("q", torch.zeros_like(system.y))
         self.register_buffer("p", torch.zeros(3, *self.x.shape, device=self.x.device))
+        self.register_buffer("towards", self.x.clone() if pull else None)
         self.register_buffer("residual", torch.ones(()))
         self.register_buffer("change", torch.zeros(()))
 
@@ -257,7 +274,10 @@ class PrimalDualTV(nn.Module):
     def step(self) -> None:
         """One iteration. `residual` is |W (A x - y)| / |W y|, `change` the relative one of x."""
         s = self.system
-        x = (self.x - self.tau * (s.adjoint(self.q) + self.slopes.adjoint(self.p))).clamp_min(0)
+        x = self.x - self.tau * (s.adjoint(self.q) + self.slopes.adjoint(self.p))
+        if self.pull:
+            x = (x + self.tau * self.pull * self.towards) / (1 + self.tau * self.pull)
+        x = x.clamp_min(0)
         ahead = 2 * x - self.x
         misfit = s.apply(ahead) - s.y
         q = s.weight * (self.q + self.sigma * misfit) / (s.weight + self.sigma).clamp_min(1e-12)

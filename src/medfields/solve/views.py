@@ -1,4 +1,4 @@
-"""More views of a gantry than were measured: where they lie, and what a reconstruction says they would have seen."""
+"""More views than were measured: where they lie, between the measured ones or all around, and what an image says they would have seen."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.linalg import expm, logm
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ..cases import Projections
 from ..errors import GeometryError, InputError
 from ..operators.projections import Projector
 from ..space import Geometry, Volume
+from ..space.orbit import field_of_view
 from .fbp import Orbit
 
 
@@ -38,7 +40,8 @@ class Dense:
 def denser(geometry: Geometry, times: int) -> Dense:
     """Views that cut every step of a rigid gantry on a circle into `times` equal parts; also the step that closes the turn, if it is one.
 
-    A view between two measured ones is the earlier, carried by a part of the screw motion M from one to the next: exp(s log M).
+    A view between two measured ones is the earlier, carried by a part of the screw motion M from one to the next: exp(s log M). It lies where
+    the gantry was in between, so that views can be interpolated; beyond the first and the last nothing is made (`completed` does).
 
     Raises:
         InputError: for fewer than two views, or times < 1.
@@ -102,6 +105,31 @@ def _motions(views: Geometry) -> Float[np.ndarray, "n 4 4"]:
     return moves
 
 
+def completed(geometry: Geometry, views: int) -> tuple[Geometry, Bool[np.ndarray, "N"]]:
+    """The measured views, and new ones that fill their half turn (parallel) or turn (cone) to about `views` equal steps.
+
+    A new view is the nearest measured one, turned about the axis of the views' directions through the middle of what they see. Unlike
+    `denser` it covers what the gantry never reached, and takes any orbit, if only as one that could have been.
+
+    Returns:
+        All views, measured first, and which of them were measured.
+    """
+    e1, e2 = geometry.plane
+    axis, turn = np.cross(e1, e2), np.pi if geometry.beam == "parallel" else 2 * np.pi
+    have = np.arctan2(geometry.towards @ e2, geometry.towards @ e1)
+    step = turn / views
+    wanted = have[0] + step * np.arange(views)
+    away = np.mod(wanted[:, None] - have + turn / 2, turn) - turn / 2
+    nearest = np.abs(away).argmin(1)
+    by = away[np.arange(views), nearest]
+    new = np.abs(by) > 0.5 * step
+    if not new.any():
+        return geometry, np.ones(geometry.views, dtype=bool)
+    rotation = Rotation.from_rotvec(by[new, None] * axis).as_matrix()
+    whole = _joined(geometry, geometry.subset(nearest[new]).moved(rotation, np.zeros(3), field_of_view(geometry)[0]))
+    return whole, np.arange(whole.views) < geometry.views
+
+
 def _joined(a: Geometry, b: Geometry) -> Geometry:
     source, centre, u, v = (np.concatenate(pair) for pair in ((a.source, b.source), (a.centre, b.centre), (a.u, b.u), (a.v, b.v)))
     return replace(a, source=source, centre=centre, u=u, v=v)
@@ -124,9 +152,8 @@ def closed(case: Projections, path: Dense) -> tuple[Float[Tensor, "V R C"], Floa
 
 
 @torch.no_grad()
-def reprojected(case: Projections, image: Volume, times: int) -> Projections:
-    """The case with `times` as many views: those of the image, and the measured ones as they are where they can be trusted."""
-    path = denser(case.geometry, times)
-    data = Projector(image.grid, path.geometry).apply(image.data[0].cpu())
-    data[path.measured] = torch.where(case.weight > 0, case.clean, data[path.measured])
-    return replace(case, data=data, geometry=path.geometry, good=None)
+def reprojected(case: Projections, image: Volume, geometry: Geometry, measured: np.ndarray) -> Projections:
+    """The case with the views of `geometry`: what they see of the image, and the `measured` among them as they are where they can be trusted."""
+    data = Projector(image.grid, geometry).apply(image.data[0].cpu())
+    data[measured] = torch.where(case.weight > 0, case.clean, data[measured])
+    return replace(case, data=data, geometry=geometry, good=None)
