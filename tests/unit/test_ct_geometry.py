@@ -228,3 +228,13 @@ def test_constructors_refuse_what_cannot_be_meant() -> None:
     with pytest.raises(GeometryError, match="no size"):
         Geometry.parallel(ANGLES, 5, 1.0, rows=2, row_pitch=0.0)
     assert not ALL["fan"].source.flags.writeable
+
+
+def test_views_follow_views():
+    first, second = Geometry.parallel([0.0, 1.0], 5, 1.0), Geometry.parallel([0.5], 5, 1.0, isocentre=(1.0, 2.0, 3.0))
+    both = first.followed_by(second)
+    assert both.views == 3
+    for part, where in ((first, slice(0, 2)), (second, slice(2, 3))):
+        assert np.array_equal(both.pixels(where), part.pixels())
+    with pytest.raises(GeometryError, match="cannot follow"):
+        first.followed_by(Geometry.parallel([0.5], 6, 1.0))

@@ -289,3 +289,21 @@ def test_astra_agrees(tmp_path: Path) -> None:
     for sinogram, g in zip(theirs, (Geometry.parallel(ANGLES, 60, 1.0), Geometry.fan(ANGLES, 60, 1.7, NEAR, FAR)), strict=True):
         ours = Projector(grid, g).apply(c)[:, 0].numpy()
         assert np.abs(ours - sinogram).max() < 0.01 * ours.max()
+
+
+def test_rows_of_a_parallel_beam_lie_within_slices() -> None:
+    """A stack is so many slices, however many rays a pixel has; rows taller than slices, tilted ones and cones average over heights."""
+    grid = lattice((20, 18, 3), (1.0, 1.0, 2.0))
+    c = torch.rand(grid.shape, generator=torch.Generator().manual_seed(0))
+    angles = np.array([0.1, 1.2, 2.0])
+    stack = Geometry.parallel(angles, 24, 1.3, rows=3, row_pitch=2.0, isocentre=grid.centre.tolist())
+    whole = Projector(grid, stack, 3).apply(c)
+    for k in range(3):
+        part = grid.crop((0, 0, k), (20, 18, 1))
+        one = Geometry.parallel(angles, 24, 1.3, rows=1, row_pitch=2.0, isocentre=part.centre.tolist())
+        assert torch.allclose(Projector(part, one, 3).apply(c[..., k:k + 1]), whole[:, k:k + 1], atol=1e-4)
+    assert Projector(grid, stack, 3).cut == (1, 3)
+    tall = Geometry.parallel(angles, 24, 1.3, rows=2, row_pitch=3.0, isocentre=grid.centre.tolist())
+    assert Projector(grid, tall, 3).cut == Projector(grid, VIEWS["cone"], 3).cut == (3, 3)
+    turned = stack.moved(np.linalg.qr(np.eye(3) + 0.1 * np.random.default_rng(0).normal(size=(3, 3)))[0], np.zeros(3))
+    assert Projector(grid, turned, 3).cut == (3, 3)

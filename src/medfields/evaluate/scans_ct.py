@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from ..io import atomic, read_projections, read_volume
 from ..operators.materials import attenuation
@@ -57,6 +58,7 @@ class Task:
         decibel: signal-to-noise ratio of white noise in the line integrals; None is without.
         photons: of photon noise; None is without.
         kind: what is special about it, see `acquire`.
+        turned: in a stack each slice has views of its own, which lie between its neighbours': two fifths of a step on from slice to slice.
         methods: who takes part; () is the default of the task, "classical" every classical method.
     """
 
@@ -69,12 +71,13 @@ class Task:
     decibel: float | None = None
     photons: float | None = None
     kind: Kind = "plain"
+    turned: bool = False
     methods: tuple[str, ...] = ()
 
 
 def scan_name(task: Task) -> str:
     """The task, and a hash of how it is scanned and of the code that scans."""
-    scan = [task.source, task.views, task.beam, task.binned, task.kind, WATER, TOP, MOST_MOTION, LESION, METAL]
+    scan = [task.source, task.views, task.beam, task.binned, task.kind, task.turned, WATER, TOP, MOST_MOTION, LESION, METAL]
     code = [Path(f).read_bytes() for f in (__file__, simulate_ct.__file__)]
     return f"{task.name}-{hashlib.sha256(b''.join([repr(scan).encode(), *code])).hexdigest()[:12]}"
 
@@ -102,12 +105,26 @@ def geometry(task: Task, grid: Grid) -> Geometry:
     turn = np.pi if task.beam == "parallel" else 2 * np.pi
     angles = np.arange(task.views) * turn / task.views
     if task.beam == "parallel":
+        if task.turned:
+            first, *others = (_slice_views(task, grid, k) for k in range(grid.shape[2]))
+            return first.followed_by(*others)
         return Geometry.parallel(angles, columns, side, rows=grid.shape[2], row_pitch=float(grid.spacing[2]), isocentre=grid.centre.tolist())
     reach = 2.5 * n * side
     if task.beam == "fan":
         return Geometry.fan(angles, columns, 1.5 * side, reach, 1.5 * reach, isocentre=grid.centre.tolist())
     rows = int(np.ceil(1.25 * grid.shape[2] * grid.spacing[2] / side))
     return Geometry.cone(angles, (rows, columns), 1.5 * side, reach, 1.5 * reach, isocentre=grid.centre.tolist())
+
+
+def _slice(grid: Grid, k: int) -> Grid:
+    return grid.crop((0, 0, k), (grid.shape[0], grid.shape[1], 1))
+
+
+def _slice_views(task: Task, grid: Grid, k: int) -> Geometry:
+    """The views of slice k of a stack on the answer's grid."""
+    views = geometry(replace(task, turned=False), _slice(grid, k))
+    angle = 0.4 * k % 1 * np.pi / task.views if task.turned else 0.0
+    return views.moved(Rotation.from_rotvec([0, 0, angle]).as_matrix(), np.zeros(3), grid.centre)
 
 
 def _scanned(task: Task) -> dict[str, np.ndarray]:
@@ -133,6 +150,11 @@ def _scanned(task: Task) -> dict[str, np.ndarray]:
         mask = _discs(whole.grid)
         out["metal"] = _binned(mask, task.binned) > 0
         out["data"] = simulate_ct.polychromatic(whole, views, Spectrum.tube(120), metal={METAL: mask})
+    elif task.beam == "parallel" and whole.grid.shape[2] > 1:
+        # Slices as thick as the rows and constant through them: what the scanner that made the volume averaged, this one averages again.
+        parts = [Volume(whole.data[..., k:k + 1], _slice(whole.grid, k)) for k in range(whole.grid.shape[2])]
+        data = [simulate_ct.project(part, _slice_views(task, grid, k)) for k, part in enumerate(parts)]
+        out["data"] = np.concatenate(data, 0 if task.turned else 1)
     else:
         out["data"] = simulate_ct.project(whole, views)
     return out

@@ -75,7 +75,8 @@ class Projector:
     Args:
         grid: the lattice; of a slice (K = 1), which the rays of a fan or of one detector row lie in, or of a volume.
         geometry: the views.
-        subrays: rays averaged over each pixel, along columns; rows get as many in a volume.
+        subrays: rays averaged over each pixel, along columns, and along rows too in a volume, unless a parallel beam's rows lie each within a
+            slice: then a slice counts as constant through its thickness.
 
     `apply` and `adjoint` are linear and exact transposes of one another; a call is `apply` with a gradient.
     """
@@ -84,7 +85,7 @@ class Projector:
         if subrays < 1:
             raise InputError(f"a pixel needs at least one ray, got {subrays}")
         self.grid, self.geometry = grid, geometry
-        self.cut = (1 if grid.is_2d else subrays, subrays)
+        self.cut = (1 if grid.is_2d or _by_slices(grid, geometry) else subrays, subrays)
         self.table = _table(grid, geometry if subrays == 1 else geometry.finer(self.cut[1], self.cut[0]))
 
     @property
@@ -159,6 +160,15 @@ class _ApplyTransposed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return _Apply.apply(grads[0].contiguous(), ctx.projector), None
+
+
+def _by_slices(grid: Grid, geometry: Geometry) -> bool:
+    """Do the rays of a parallel beam run within slices of the lattice, in rows no taller than these?"""
+    to_index = np.linalg.inv(grid.affine[:3, :3]).T
+    up, along = geometry.v @ to_index, geometry.facing @ to_index
+    axis = int(np.abs(up).sum(0).argmax())
+    level = np.abs(np.delete(up, axis, 1)).max() < 1e-6 and np.abs(along[:, axis]).max() < 1e-6
+    return geometry.beam == "parallel" and bool(level) and float(np.abs(up[:, axis]).max()) < 1.001
 
 
 def _table(grid: Grid, geometry: Geometry) -> RayTable:

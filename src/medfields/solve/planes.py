@@ -7,8 +7,8 @@ as far as a three-dimensional one for a tenth of the work.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -96,22 +96,27 @@ class PlanePairs(Problem):
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor], progress: float) -> dict[str, Tensor]:
         seen, truth, weight = batch
-        parameters = tuple(self.net.parameters())
         share = weight / weight.sum().clamp_min(1e-6)
 
         def error(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
             return (w * (self.net(x) - y).square()).sum()
 
-        def work(pairs: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-            for pair in pairs:
-                with torch.enable_grad():
-                    loss = error(*pair)
-                    yield loss.detach(), torch.autograd.grad(loss, parameters)
+        return {"planes": in_parts(error, (seen, truth, share), tuple(self.net.parameters()), 2)}
 
-        if seen.device.type != "cpu":
-            return {"planes": error(seen, truth, share)}
-        pairs = list(zip(seen.split(2), truth.split(2), share.split(2), strict=True))
-        return {"planes": _Sum.apply(each(work, pairs), *parameters)}
+
+def in_parts(error: Callable[..., Tensor], batch: tuple[Tensor, ...], parameters: tuple[Tensor, ...], size: int) -> Tensor:
+    """error(*batch), a sum over the batch, of parts of `size`, which the CPU's cores share out."""
+    if batch[0].device.type != "cpu":
+        return error(*batch)
+
+    def work(parts: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+        for part in parts:
+            with torch.enable_grad():
+                loss = error(*part)
+                yield loss.detach(), torch.autograd.grad(loss, parameters)
+
+    parts = list(zip(*(t.split(size) for t in batch), strict=True))
+    return cast(Tensor, _Sum.apply(each(work, parts), *parameters))
 
 
 class _Sum(torch.autograd.Function):

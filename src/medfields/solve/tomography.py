@@ -16,8 +16,10 @@ from ..errors import InputError
 from ..space import Grid
 from ..space.orbit import magnification
 from .linear import gradient, gradient_adjoint
+from .run import Run
 
 Order = Literal["golden", "bit-reversed", "as measured"]
+THIN = 1 << 18  # voxels of the answer, up to which a finer lattice is a matter of seconds
 
 
 class RaySystem:
@@ -72,6 +74,17 @@ class RaySystem:
             return [self]
         parts = [slice(k, None, n) for k in visits(n, order)]
         return [RaySystem(self.case.subset(part), self.subrays, self.y.device, self.level, self.weight[part]) for part in parts]
+
+
+def lattice(case: Projections, times: int = 0, subrays: int = 0) -> tuple[int, int]:
+    """How many times finer than the answer to solve (see `finer`), and rays of a pixel that go with it; 0 asks for the rule.
+
+    A coarse voxel cannot say where in it an edge runs, and what it gets wrong others have to make up for: twice as fine is worth 0.6 to 1.1 dB to
+    total variation on slices of 20 views. In slices and thin stacks that is a matter of seconds; volumes are solved for as they are.
+    """
+    times = times or (2 if case.grid.size <= THIN else 1)
+    in_slices = case.grid.is_2d or case.geometry.beam == "parallel"
+    return times, subrays or (1 if times == 1 else 2 * times if in_slices else times)
 
 
 def finer(case: Projections, times: int) -> Projections:
@@ -291,3 +304,18 @@ class PrimalDualTV(nn.Module):
     def answer(self) -> Tensor:
         """x >= 0; over-relaxation may leave the state a little below."""
         return self.x.clamp_min(0)
+
+
+@torch.no_grad()
+def total_variation(system: RaySystem, run: Run, steps: int, weight: float = 0.0) -> Float[Tensor, "I J K"]:
+    """`PrimalDualTV` from 20 steps of SIRT; a weight of 0 is by `tv_weight`."""
+    weight = weight or tv_weight(system)
+    run.note(weight=weight, noise=noise(system))
+    start = Sweeps([system])
+    for _ in run.steps(20, "start", start):
+        start.step()
+    state = PrimalDualTV(system, weight, x=start.x)
+    for _ in run.steps(steps, "total variation", state):
+        state.step()
+        run.report(residual=state.residual, change=state.change)
+    return state.answer

@@ -70,7 +70,7 @@ def denser(geometry: Geometry, times: int) -> Dense:
         last = expm(motion[-1])
         closing = (turn, views.subset([-1]).moved(last[:3, :3], last[:3, 3]))
     else:
-        dense, at = _joined(dense, views.subset([-1])), np.append(at, angle[-1])
+        dense, at = dense.followed_by(views.subset([-1])), np.append(at, angle[-1])
     measured = np.empty(geometry.views, dtype=int)
     measured[order] = np.arange(geometry.views) * times
     return Dense(dense, at, measured, closing)
@@ -126,13 +126,8 @@ def completed(geometry: Geometry, views: int) -> tuple[Geometry, Bool[np.ndarray
     if not new.any():
         return geometry, np.ones(geometry.views, dtype=bool)
     rotation = Rotation.from_rotvec(by[new, None] * axis).as_matrix()
-    whole = _joined(geometry, geometry.subset(nearest[new]).moved(rotation, np.zeros(3), field_of_view(geometry)[0]))
+    whole = geometry.followed_by(geometry.subset(nearest[new]).moved(rotation, np.zeros(3), field_of_view(geometry)[0]))
     return whole, np.arange(whole.views) < geometry.views
-
-
-def _joined(a: Geometry, b: Geometry) -> Geometry:
-    source, centre, u, v = (np.concatenate(pair) for pair in ((a.source, b.source), (a.centre, b.centre), (a.u, b.u), (a.v, b.v)))
-    return replace(a, source=source, centre=centre, u=u, v=v)
 
 
 def closed(case: Projections, path: Dense) -> tuple[Float[Tensor, "V R C"], Float[Tensor, "V R C"], np.ndarray]:

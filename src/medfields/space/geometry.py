@@ -235,6 +235,17 @@ class Geometry:
         index = views if isinstance(views, slice) else np.asarray(views)
         return replace(self, **{name: getattr(self, name)[index] for name in ("source", "centre", "u", "v")})
 
+    def followed_by(self, *others: Geometry) -> Geometry:
+        """These views, then those of the others, on the same detector.
+
+        Raises:
+            GeometryError: if a beam or a detector is another.
+        """
+        if any((g.beam, g.shape, g.arc, g.frame) != (self.beam, self.shape, self.arc, self.frame) for g in others):
+            raise GeometryError("views of different beams, detectors or frames cannot follow one another")
+        source, centre, u, v = (np.concatenate([getattr(g, name) for g in (self, *others)]) for name in ("source", "centre", "u", "v"))
+        return replace(self, source=source, centre=centre, u=u, v=v)
+
     def finer(self, columns: int, rows: int = 1) -> Geometry:
         """The same detector with every pixel cut into `columns` x `rows` sub-pixels."""
         return replace(self, u=self.u / columns, v=self.v / rows, shape=(self.shape[0] * rows, self.shape[1] * columns))

@@ -40,6 +40,8 @@ _ALL = (
     *(Task(f"slice-{k}-40db", f"slice {k}, 128 x 128, 20 views, 40 dB", _SLICES[k], 20, decibel=40.0,
            methods=("classical", *(("uncertainr", "coil") if k == "a" else ()))) for k in "abc"),
     *(Task(f"five-{k}", f"five slices {k}, 128 x 128 x 5, 20 views", _FIVE[k], 20, methods=("pdhg-tv",)) for k in "abc"),
+    *(Task(f"five-{k}-turned", f"five slices {k}, 20 views each, between those of its neighbours", _FIVE[k], 20, turned=True, methods=("pdhg-tv",))
+      for k in "abc"),
     Task("cone-head", "head (TIGRE), 128^3, cone beam, 50 views", Source(HEAD, 0, 0, 128, 0.0), 50, "cone", 1, methods=_VOLUME),
     Task("cone-chest", "chest, 128 x 128 x 100, cone beam, 50 views", Source(CHEST, 0, 0, 256), 50, "cone", methods=_VOLUME),
     Task("prior", "chest slice with an earlier scan, 128 x 128, 20 views", Source(CHEST, 50), 20, kind="prior", methods=("pdhg-tv", "nerp")),
@@ -81,7 +83,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "coil": {"net": MLP(Harmonics(10), width=128, depth=6, skips=(2, 4)), "lr": 1e-3, "epochs": 800.0},
     "nerp": {"net": Positive(_GRID), "embed_steps": 300, "embed_lr": 3e-3, "steps": 800, "lr": 3e-3, "cold_lr": 3e-3, "misfit": "l1", "final": 0.1},
     "intratomo": {"net": Positive(_GRID), "steps": 1500, "lr": 5e-3, "misfit": "l1"},
-    "uncertainr": {"net": _GRID, "dropout": 0.0, "members": 5, "passes": 1, "steps": 500, "lr": 1e-2, "final": 0.05, "tv": 2.0},
+    "uncertainr": {"net": _GRID, "dropout": 0.0, "members": 5, "passes": 1, "steps": 400, "lr": 1e-2, "final": 0.05, "tv": 8.0},
     "neurec": {"learn_steps": 1500},
     "scnf": {"steps": 600},
     "polyner": {"net": Positive(MLP(GridEncoding(8, 5.6, 128.0, 16, 4), width=64, depth=2), "squareplus", 3.0), "lr": 1e-2, "steps": 600},
@@ -91,6 +93,7 @@ _PLAIN_TASKS = tuple(name for name in TASKS if name.startswith(("slice", "five")
 ABLATIONS: tuple[Ablation, ...] = (
     Ablation("coarse", (*_PLAIN_TASKS, "prior", "motion", "metal"), ("pdhg-tv",), {"finer": 1, "subrays": 1, "steps": 300}),
     *(Ablation(f"weight {w}", (*_PLAIN_TASKS, "cone-head", "cone-chest", "prior", "motion"), ("pdhg-tv",), {"weight": w}) for w in (0.1, 0.3, 1.0)),
+    Ablation("non-local means", tuple(name for name in TASKS if name.startswith("slice")), ("pnp",), {"learned": False}),
     Ablation("cold", ("prior",), ("nerp",), {"warm": False}),
     Ablation("another's prior", ("prior",), ("nerp",), prior="another"),
     Ablation("naive", ("motion",), ("scnf",), {"motion": False}),
@@ -207,6 +210,9 @@ def score(task: Task, result: Volume, this: Trial) -> dict[str, Any]:
     if task.kind == "motion":
         image = aligned(image, truth, this.mask)
     out: dict[str, Any] = _scores(image, truth, this.mask)
+    if 1 < image.shape[2] < 8:
+        middle = np.s_[..., image.shape[2] // 2:image.shape[2] // 2 + 1]
+        out["psnr_middle"] = metrics.psnr(image[middle], truth[middle], this.mask[middle])
     if task.kind == "metal":
         gain = float((image * truth)[this.mask].sum() / (image * image)[this.mask].sum())
         out["psnr_scaled"] = metrics.psnr(gain * image, truth, this.mask)
