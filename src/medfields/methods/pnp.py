@@ -58,7 +58,7 @@ class PnP(Method):
     steps: int = 60
     first: float = 0.05
     last: float = 0.01
-    trust: float = 0.05
+    trust: float = 0.15
     gradients: int = 6
     finer: int = 0
     learned: bool = True
