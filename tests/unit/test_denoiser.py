@@ -94,17 +94,16 @@ def test_lessons_come_from_the_place_they_say():
         assert abs(float(steps[0])) == pytest.approx(round(abs(float(steps[0]))), abs=0.02) and round(abs(float(steps[0]))) in (1, 2)
 
 
-def test_a_denoiser_learns():
+def test_a_denoiser_learns_and_its_average_follows():
     problem = Denoising(random_net(), [shapes().movedim(2, 0)[2:3]], [1.0], patches=4)
 
-    def loss(net):
-        problem.net = net
-        with torch.no_grad():
-            return float(problem.losses(problem.batch(rng(1)), 0.0)["noise"])
+    def loss():
+        return float(problem.losses(problem.batch(rng(1)), 0.0)["noise"].detach())
 
-    untaught = loss(problem.net)
+    untaught, start = loss(), problem.net.first.weight.detach().clone()
     Run(seed=0).fit(problem, steps=60, lr=3e-3, name="learn", schedule="cosine")
-    assert loss(problem.net) < 0.5 * untaught and loss(problem.average) < 0.5 * untaught
+    now, mean = problem.net.first.weight.detach(), problem.average.first.weight
+    assert loss() < 0.5 * untaught and 0 < (mean - now).norm() < 0.5 * (start - now).norm()
 
 
 def test_stacks_that_cannot_be_lessons():
