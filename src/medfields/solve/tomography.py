@@ -19,7 +19,7 @@ from .linear import gradient, gradient_adjoint
 from .run import Run
 
 Order = Literal["golden", "bit-reversed", "as measured"]
-THIN = 1 << 18  # voxels of the answer, up to which a finer lattice is a matter of seconds
+THIN = 1 << 17  # voxels of the answer, up to which a finer lattice is a matter of seconds
 
 
 class RaySystem:
