@@ -19,13 +19,17 @@ variation usually does. Of the tooth there is no truth: its columns score the pr
 How far to trust it. The rule for the weight of `pdhg-tv`, the settings of `asd-pocs` and the step numbers of the classical methods were chosen with
 the truth of slices 20, 50 and 80 of the chest, of which a and b are two; slice c is of a thorax on which only the rule was checked. The sizes of the
 networks on two cores were tried on the same chest slices. So a and b are no held-out test. The default, `pnp`, learned its denoiser from images of
-other people; its schedule was chosen with the truth of other slices of this chest and thorax (50 and 65, 30 and 90). Total variation learned from
-others too, but only its weight."""
+other people; its schedule, and how long it learned, were chosen with the truth of other slices of this chest and thorax (50 and 65, 30 and 90).
+Total variation learned from others too, but only its weight. Classical methods and `pnp` draw no random numbers, so where there is no noise one seed
+is all there is. "five ..." are neighbouring slices, each as thick as a row of the detector; "turned" means that the views of a slice lie between those
+of its neighbours, and "PSNR middle" counts the third slice, which slice-a, b and c show alone."""
 
 
 def columns(task: Task) -> dict[str, Callable[[Rows], str]]:
     """Columns beside PSNR and SSIM: their title, and what a group of rows says in them."""
     extra = {"metal": {"PSNR scaled": ("psnr_scaled", 1.0, 2)}, "prior": {"lesion error, %": ("lesion_error", 100.0, 1)}}.get(task.kind, {})
+    if task.name.startswith("five"):
+        extra = {"PSNR middle": ("psnr_middle", 1.0, 2)}
     if "uncertainr" in task.methods:
         extra = {**extra, "Spearman": ("spearman", 1.0, 2), "ECE": ("ece", 1.0, 3)}
     return {title: _told(*what) for title, what in extra.items()}
