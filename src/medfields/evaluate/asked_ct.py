@@ -21,8 +21,8 @@ the truth of slices 20, 50 and 80 of the chest, of which a and b are two; slice 
 networks on two cores were tried on the same chest slices. So a and b are no held-out test. The default, `pnp`, learned its denoiser from images of
 other people; its schedule, and how long it learned, were chosen with the truth of other slices of this chest and thorax (50 and 65, 30 and 90).
 Total variation learned from others too, but only its weight. Classical methods and `pnp` draw no random numbers, so where there is no noise one seed
-is all there is. "five ..." are neighbouring slices, each as thick as a row of the detector; "turned" means that the views of a slice lie between those
-of its neighbours, and "PSNR middle" counts the third slice, which slice-a, b and c show alone."""
+is all there is. "five ..." are neighbouring slices, each as thick as a row of the detector; "turned" means that the views of a slice lie between its
+neighbours', and "PSNR middle" counts the third slice, which slice-a, b and c show alone."""
 
 
 def columns(task: Task) -> dict[str, Callable[[Rows], str]]:
