@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,9 @@ def test_expected_errors_are_two_lines_and_bugs_keep_their_traceback(medfields, 
 def test_interrupt_ends_with_130_and_the_next_call_goes_on(tmp_path: Path, stacks: tuple[Path, Path]) -> None:
     words = ["superres", *map(str, stacks), "-o", "iso.nii.gz", "--method", "siren", "--net.width", "16", "--nodes", "2", "--samples", "64"]
     command = [sys.executable, "-m", "medfields.cli.main", *words, "--steps", "1000000", "--held-out", "0"]  # nothing else stops it
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background have interrupts ignored, and their children would inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     log = tmp_path / "iso.run/log.jsonl"
     try:
         for _ in range(600):
