@@ -1,4 +1,4 @@
-"""Learn the denoiser that comes with medfields from the images below; ten minutes on two cores, resumable.
+"""Learn the denoiser that comes with medfields from the images below; eight minutes on two cores, resumable.
 
     python tools/learn_denoiser.py runs/denoiser -o src/medfields/weights/denoiser.safetensors
 

@@ -1,6 +1,6 @@
 """A denoiser of images, learned from other people's: a prior for any measurement, since it knows nothing of how the image was measured.
 
-One comes with medfields: `shipped`. It was learned by `tools/learn_denoiser.py`, which says from which images; `weights/README.md` says when.
+One comes with medfields: `shipped`. It was learned by `tools/learn_denoiser.py`, which says from which images; `weights/README.md` says how long.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ WIDE = 32  # pixels
 class PlugAndPlay(nn.Module):
     """A reconstruction and a denoiser by turns, half-quadratic splitting with falling noise levels; a `step` is one turn.
 
-        z = D(x, sigma),   x = argmin_{x >= 0} 1/2 |A x - y|_W^2 + mu/2 |x - z|^2,   mu = trust s^2 / sigma^2,  s^2 = |A z - y|_W^2 / |W|
+        z = D(x, sigma),   x = argmin_{x >= 0} 1/2 |A x - y|_W^2 + mu/2 |x - z|^2,   mu = trust s^2 / sigma^2,  s^2 = |W (A z - y)|^2 / |W|
 
     Venkatakrishnan, Bouman & Wohlberg, GlobalSIP 2013; the levels of Zhang and Others, IEEE TPAMI 2022 (DPIR), who are told the noise of y.
     Here it is what the denoised image leaves of the data: with real noise s comes to rest there, without noise it falls on with sigma.
