@@ -41,6 +41,28 @@ def toy(kind: str = "plain", **more: object) -> ct.Task:
     return ct.Task("toy", "toy", SOURCE, 24, kind=kind, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_each_slice_of_a_stack_has_its_own_views(patient: Path, turned: bool) -> None:
+    """Slices that differ, with the same views or with views of their own: the truth explains the data, and scores of the middle are its own."""
+    grid = Grid.from_spacing((60, 56, 3), (2.0, 2.0, 3.0))
+    x = grid.points().numpy() - grid.centre
+    hu = np.where(np.hypot(x[..., 0] - 6 * x[..., 2], x[..., 1] + 10) < 25 + 3 * x[..., 2], 0.0, -1000.0)
+    write_volume(Volume(scipy.ndimage.gaussian_filter(hu, (0.6, 0.6, 0)), grid, "HU"), patient / "data/body.nii.gz")
+    task = toy(turned=turned)
+    task = replace(task, source=replace(SOURCE, first=0, slices=3))
+    this = ct.trial(task, ct.acquire(task, patient), 0)
+    geometry = this.case.geometry
+    assert (geometry.views, geometry.shape[0]) == ((72, 1) if turned else (24, 3))
+    assert len(np.unique(np.round(geometry.towards, 6), axis=0)) == (72 if turned else 24)
+    found = Projector(this.case.grid, geometry, 4).apply(this.truth.data[0])
+    assert (found - this.case.data).square().mean().sqrt() < 0.02 * this.case.data.max()
+    truth = this.truth.data[0]
+    spoilt = truth.clone()
+    spoilt[..., 1] += 0.1 * truth.max() * (torch.arange(truth.shape[1]) % 2)
+    score = ct.score(task, this.truth.with_data(spoilt), this)
+    assert score["psnr_middle"] < score["psnr"] - 3
+
+
 @pytest.mark.parametrize("beam", ["parallel", "fan", "cone"])
 def test_the_case_explains_the_truth(patient: Path, beam: str) -> None:
     """The simulator and the projector are different code for one thing: grid, geometry and unit fit together."""
