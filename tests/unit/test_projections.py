@@ -268,7 +268,7 @@ volume = astra.create_vol_geom(c.shape[1], c.shape[0])
 image = np.ascontiguousarray(c[:, ::-1].T)  # rows of the image from +y down, columns along +x
 sinograms = []
 for kind, geometry in (("linear", astra.create_proj_geom("parallel", 1.0, 60, angles)),
-                       ("line_fanflat", astra.create_proj_geom("fanflat", 1.7, 60, angles, 100.0, 50.0))):
+                       ("strip_fanflat", astra.create_proj_geom("fanflat", 1.7, 60, angles, 100.0, 50.0))):
     found, sinogram = astra.create_sino(image, astra.create_projector(kind, geometry, volume))
     sinograms.append(sinogram)
 np.save(out, np.stack(sinograms))
@@ -276,7 +276,10 @@ np.save(out, np.stack(sinograms))
 
 
 def test_astra_agrees(tmp_path: Path) -> None:
-    """ASTRA's CPU projectors of a slice (GPL: in a process of another interpreter, which MEDFIELDS_ASTRA_PYTHON names)."""
+    """ASTRA's CPU projectors of a slice (GPL: in a process of another interpreter, which MEDFIELDS_ASTRA_PYTHON names).
+
+    Its parallel "linear" is the same matrix as ours. A fan has no such kind there: "strip" takes voxels for squares, pixels for intervals.
+    """
     python = os.environ.get("MEDFIELDS_ASTRA_PYTHON", "")
     if not python or subprocess.run([python, "-c", "import astra"], capture_output=True, check=False).returncode:
         pytest.skip("MEDFIELDS_ASTRA_PYTHON names no interpreter that can import astra")
@@ -286,9 +289,10 @@ def test_astra_agrees(tmp_path: Path) -> None:
     np.save(tmp_path / "angles.npy", ANGLES)
     subprocess.run([python, "-c", ASTRA, *(str(tmp_path / n) for n in ("c.npy", "angles.npy", "p.npy"))], check=True)
     theirs = np.load(tmp_path / "p.npy")
-    for sinogram, g in zip(theirs, (Geometry.parallel(ANGLES, 60, 1.0), Geometry.fan(ANGLES, 60, 1.7, NEAR, FAR)), strict=True):
+    views = (Geometry.parallel(ANGLES, 60, 1.0), 1e-5), (Geometry.fan(ANGLES, 60, 1.7, NEAR, FAR), 5e-3)
+    for sinogram, (g, most) in zip(theirs, views, strict=True):
         ours = Projector(grid, g).apply(c)[:, 0].numpy()
-        assert np.abs(ours - sinogram).max() < 0.01 * ours.max()
+        assert np.abs(ours - sinogram).max() < most * ours.max()
 
 
 def test_rows_of_a_parallel_beam_lie_within_slices() -> None:

@@ -30,6 +30,8 @@ def columns(task: Task) -> dict[str, Callable[[Rows], str]]:
     extra = {"metal": {"PSNR scaled": ("psnr_scaled", 1.0, 2)}, "prior": {"lesion error, %": ("lesion_error", 100.0, 1)}}.get(task.kind, {})
     if task.name.startswith("five"):
         extra = {"PSNR middle": ("psnr_middle", 1.0, 2)}
+    if "scope" in task.methods:
+        extra = {**extra, "PSNR to dense FBP": ("psnr_dense", 1.0, 2)}
     if "uncertainr" in task.methods:
         extra = {**extra, "Spearman": ("spearman", 1.0, 2), "ECE": ("ece", 1.0, 3)}
     return {title: _told(*what) for title, what in extra.items()}
@@ -86,12 +88,21 @@ def requirements(rows: Rows) -> list[list[str]]:
         gained("polyner over itself without smoothness, raw", 5.0, psnr("metal", "polyner"), psnr("metal", "polyner", "no smoothness")),
         gained("scope's field over fbp", 4.0, psnr("slice-a", "scope", "direct"), fbp),
         gained("scope re-projected over its field, scored with the truth", 0.0, psnr("slice-a", "scope"), psnr("slice-a", "scope", "direct")),
+        gained("scope re-projected over its field, scored with FBP of 360 views as in the paper", 0.0,
+               mean_of(rows, "psnr_dense", "slice-a", "scope"), mean_of(rows, "psnr_dense", "slice-a", "scope", "direct")),
         gained("coil over fbp", 0.0, psnr("slice-a", "coil"), fbp),
         gained("coil over interpolated views", 0.0, psnr("slice-a", "coil"), psnr("slice-a", "coil", "interpolated")),
         gained("kim over fbp", 2.5, psnr("slice-a", "kim"), fbp),
         gained("kim over its field without correction", 0.0, psnr("slice-a", "kim"), psnr("slice-a", "kim", "no correction")),
         gained("intratomo, both modules over the first alone", 0.5, psnr("slice-a", "intratomo"), psnr("slice-a", "intratomo", "no refinement")),
-        gained("neurec over fbp", 4.0, psnr("slice-a", "neurec"), fbp),
+        gained("intratomo over total variation on the same lattice, `limited-a`", 0.0, psnr("limited-a", "intratomo"),
+               psnr("limited-a", "pdhg-tv", "coarse")),
+        gained("neurec, as learned, over fbp", 4.0, psnr("slice-a", "neurec", "not adapted"), fbp),
+        gained("neurec adapted over the same steps from nothing", 2.0, psnr("slice-a", "neurec"), psnr("slice-a", "neurec", "not learned")),
+        gained("naf over itself with one level", 0.0, psnr("slice-a", "naf"), psnr("slice-a", "naf", "one level")),
+        gained("gaussians over bells that stay as they start", 0.0, psnr("slice-a", "gaussians"), psnr("slice-a", "gaussians", "fixed bells")),
+        gained("uncertainr, the ensemble's mean over one network", 0.3, psnr("slice-a-40db", "uncertainr"),
+               psnr("slice-a-40db", "uncertainr", "one network")),
         _above("uncertainr, rank correlation of error and spread", 0.4, mean_of(rows, "spearman", "slice-a-40db", "uncertainr")),
         _below("uncertainr, expected calibration error", 0.1, mean_of(rows, "ece", "slice-a-40db", "uncertainr")),
     ]

@@ -58,6 +58,7 @@ class Task:
         decibel: signal-to-noise ratio of white noise in the line integrals; None is without.
         photons: of photon noise; None is without.
         kind: what is special about it, see `acquire`.
+        arc: degrees of a parallel beam's half turn that the views cover, evenly, from the first on.
         turned: in a stack each slice has views of its own, which lie between its neighbours': two fifths of a step on from slice to slice.
         methods: who takes part; () is the default of the task, "classical" every classical method.
     """
@@ -71,13 +72,14 @@ class Task:
     decibel: float | None = None
     photons: float | None = None
     kind: Kind = "plain"
+    arc: float = 180.0
     turned: bool = False
     methods: tuple[str, ...] = ()
 
 
 def scan_name(task: Task) -> str:
     """The task, and a hash of how it is scanned and of the code that scans."""
-    scan = [task.source, task.views, task.beam, task.binned, task.kind, task.turned, WATER, TOP, MOST_MOTION, LESION, METAL]
+    scan = [task.source, task.views, task.beam, task.binned, task.kind, task.arc, task.turned, WATER, TOP, MOST_MOTION, LESION, METAL]
     code = [Path(f).read_bytes() for f in (__file__, simulate_ct.__file__)]
     return f"{task.name}-{hashlib.sha256(b''.join([repr(scan).encode(), *code])).hexdigest()[:12]}"
 
@@ -102,7 +104,7 @@ def geometry(task: Task, grid: Grid) -> Geometry:
     """The views of a task, around the middle of the answer's grid."""
     n, side = grid.shape[0], float(grid.spacing[0])
     columns = int(np.ceil(1.42 * n)) | 1
-    turn = np.pi if task.beam == "parallel" else 2 * np.pi
+    turn = np.radians(task.arc) if task.beam == "parallel" else 2 * np.pi
     angles = np.arange(task.views) * turn / task.views
     if task.beam == "parallel":
         if task.turned:

@@ -40,6 +40,7 @@ class GaussianSplats(Method):
         tv: weight of the total variation on the lattice, of a volume on a random part of it with `part` voxels a side.
         part: see tv.
         start: steps of the SIRT reconstruction that they start from.
+        adapt: False leaves every bell where and as it starts; only densities are learned.
     """
 
     paper: ClassVar[str] = ("Ruyi Zha and Tao Jun Lin and Yuanhao Cai and Jiwen Cao and Yanhao Zhang and Hongdong Li: R2-Gaussian: Rectifying "
@@ -56,6 +57,7 @@ class GaussianSplats(Method):
     tv: float = 0.3
     part: int = 32
     start: int = 30
+    adapt: bool = True
 
     def __post_init__(self) -> None:
         if self.densify == 0:  # none of the rounds is a choice too; everything else is checked as in every method
@@ -67,9 +69,10 @@ class GaussianSplats(Method):
         field = begin(case, max(1, self.count // 2) if self.densify else self.count, self.start, run.generator("start"))
         for k in range(self.densify + 1):
             lr, last = self.lr * 0.5**k, k == self.densify
+            rates = {"field.net": lr, "field.net.centres": lr * spacing(field)} if self.adapt else {"field.net.densities": lr}
             problem = SplatFit(field, case, self.views, self.tv, self.part)
-            run.fit(problem, steps=max(1, self.steps // (self.densify + 1)), lr={"field.net": lr, "field.net.centres": lr * spacing(field)},
-                    name=f"round {k + 1}", schedule="exponential", final=0.1 if last else 0.5)
+            run.fit(problem, steps=max(1, self.steps // (self.densify + 1)), lr=rates, name=f"round {k + 1}", schedule="exponential",
+                    final=0.1 if last else 0.5)
             if not last:
                 field = densified(problem, round(self.count * (0.5 + 0.5 * (k + 1) / self.densify)))
         return field

@@ -83,10 +83,10 @@ class IntraTomo(Method):
     rays: int | None = None
     views: int = 180
     trust: float = 0.003
-    tv: float = 0.03
+    tv: float = 0.6
     pull: float = 0.3
     h: float = 0.05
-    inner: int = 100
+    inner: int = 300
     near: float = 10.0
 
     def __post_init__(self) -> None:

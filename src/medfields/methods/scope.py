@@ -3,8 +3,8 @@
 Needs: projections of a slice or a volume from a parallel, fan or circular cone beam, with two views or more.
 Gives: attenuation in 1/mm on the grid of the case; with `--no-reproject`, the field itself.
 Deviations: the field is evaluated on the result's grid and all rays count in every step (`--rays 30` is the published way, for 150,000 steps
-instead of a thousand); the grid's levels grow to cells of 1.2 voxels, which is where the published factor of 1.95 ends for 256 voxels a side;
-the sigmoid ends at `top` times a typical attenuation of the subject, not at 1 per pixel; learning rate 3e-3 with an exponential fall. Cone
+instead of two thousand); the grid's levels grow to cells of 1.2 voxels, which is where the published factor of 1.95 ends for 256 voxels a side;
+the sigmoid ends at `top` times a typical attenuation of the subject, not at 1 per pixel; the rate falls exponentially. Cone
 beams are ours, as is a total variation (0 = as published).
 Fidelity: published (network, loss, number of rendered views).
 Licence: the authors' code is for non-commercial use; this file is written from the paper's description.
@@ -61,8 +61,8 @@ class SCOPE(Method):
     width: int = 64
     depth: int = 2
     top: float = 3.0
-    steps: int = 1000
-    lr: float = 3e-3
+    steps: int = 2000
+    lr: float = 1e-3
     rays: int | None = None
     tv: float = 0.0
     reproject: bool = True
