@@ -44,7 +44,7 @@ class LinearInterpolationMAR(Method):
     @torch.no_grad()
     def solve(self, case: Projections, run: Run, prior: nn.Module | None = None) -> Volume:
         if case.metal is None:
-            raise InputError(f"'{case.name}' does not say where metal is", "give a mask, or use fbp")
+            raise InputError(f"'{case.name}' does not say where metal is", "give a mask (--metal mask.nii.gz), or use fbp")
         mask = (case.metal.on(case.grid).data[0] > 0.5).float()
         trace = case.projector().apply(mask) > self.least
         good = (case.weight > 0) & ~trace

@@ -63,12 +63,12 @@ class NeuRec(Method):
     width: int = 64
     depth: int = 2
     filters: int = 32
-    layers: int = 4
+    layers: int = 8
     views: int = 20
     learn_steps: int = 2000
-    learn_lr: float = 5e-3
+    learn_lr: float = 2e-3
     detail: float = 10.0
-    steps: int | None = 100
+    steps: int | None = 300
     lr: float = 5e-3
     misfit: Misfit = "l1"
 

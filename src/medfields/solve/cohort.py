@@ -22,6 +22,8 @@ from .projections import MISFITS, Misfit
 class Reader(nn.Module):
     """Reads an image into a map of features, and holds the MLP that says values from them.
 
+    Streaks cross the whole image, so every layer looks twice as far as the one before (dilated convolutions), and the sixth from near by again.
+
     Args:
         spec: of the conditional field; its map's lattice does not matter here.
         width, depth: of the convolutional network.
@@ -30,14 +32,15 @@ class Reader(nn.Module):
     def __init__(self, spec: Conditional, width: int, depth: int):
         super().__init__()
         sizes = [1] + [width] * depth
-        layers = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in itertools.pairwise(sizes)]
+        layers = [nn.Sequential(nn.Conv2d(a, b, 3, padding=2**(n % 5), dilation=2**(n % 5)), nn.ReLU())
+                  for n, (a, b) in enumerate(itertools.pairwise(sizes))]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, spec.features - 1, 3, padding=1))
         self.net = spec.build(Box((-1, -1, -1), (1, 1, 1)), 1)
 
     def features(self, image: Float[Tensor, "I J K"]) -> Float[Tensor, "F I J K"]:
-        """Slice by slice; the first feature is the image itself."""
+        """Slice by slice; the first feature is the image itself, the others are corrections of it."""
         x = image.movedim(2, 0)[:, None]
-        return torch.cat([x, self.layers(x)], 1).permute(1, 2, 3, 0)
+        return torch.cat([x, x + self.layers(x)], 1).permute(1, 2, 3, 0)
 
     def forward(self, image: Float[Tensor, "I J K"], u: Float[Tensor, "N 3"]) -> Float[Tensor, "N"]:
         """Values >= 0 at the image's own N = I J K voxels, whose unit coordinates are u."""

@@ -34,7 +34,7 @@ CHEST, THORAX, HEAD = "b_ct/lidc0001_chest_half.nii.gz", "b_ct/plastimatch_4dct_
 _SLICES = {"a": Source(CHEST, 20), "b": Source(CHEST, 80), "c": Source(THORAX, 60)}
 _FIVE = {"a": Source(CHEST, 18, 5), "b": Source(CHEST, 78, 5), "c": Source(THORAX, 58, 5)}
 _EVERY = ("classical", "scope", "coil", "kim", "naf", "intratomo", "uncertainr", "gaussians", "neurec", "nerp")
-_VOLUME = ("classical", "naf", "gaussians")
+_VOLUME = ("classical", "pnp")
 
 _ALL = (
     Task("slice-a", "chest slice, 128 x 128, 20 views, every method", _SLICES["a"], 20, methods=_EVERY),
@@ -84,14 +84,14 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "scope": {"steps": 2000},
     "naf": {"rays": None, "lr": 3e-3, "steps": 600},
     "kim": {"net": Positive(MLP(Fourier(size=64, sigma=2.0), width=64, depth=3)), "lr": 3e-3, "steps": 2500},
-    "coil": {"net": MLP(Harmonics(10), width=128, depth=6, skips=(2, 4)), "lr": 1e-3, "epochs": 800.0},
+    "coil": {"net": MLP(Harmonics(10), width=128, depth=6, skips=(2, 4)), "lr": 3e-3},
     "nerp": {"net": Positive(_GRID), "embed_steps": 300, "embed_lr": 3e-3, "steps": 800, "lr": 3e-3, "cold_lr": 3e-3, "misfit": "l1", "final": 0.1},
     "intratomo": {"net": Positive(_GRID), "steps": 1500, "lr": 5e-3, "misfit": "l1"},
     "uncertainr": {"net": _GRID, "dropout": 0.0, "members": 5, "passes": 1, "steps": 400, "lr": 1e-2, "final": 0.05, "tv": 8.0},
     "neurec": {"learn_steps": 1500},
     "scnf": {"steps": 600},
     "polyner": {"net": Positive(MLP(GridEncoding(8, 5.6, 128.0, 16, 4), width=64, depth=2), "squareplus", 3.0), "lr": 1e-2, "steps": 600},
-    "gaussians": {"count": 1500, "steps": 300, "densify": 0},
+    "gaussians": {"count": 5000, "steps": 400, "densify": 0, "tv": 1.0},
 }
 _PLAIN_TASKS = tuple(name for name in TASKS if name.startswith(("slice", "five", "limited")))
 ABLATIONS: tuple[Ablation, ...] = (
