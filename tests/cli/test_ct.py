@@ -186,6 +186,10 @@ def test_prior_of_another_patient_is_named(medfields, toy: Projections, tmp_path
     write_volume(far, tmp_path / "far.nii.gz")
     said = medfields("ct", "toy.h5", "-o", "v.nii.gz", "--prior", "far.nii.gz", "--no-register", *FAST)
     assert said.code == 3 and "does not overlap" in said.err
+    thick = Volume(np.repeat(other, 3, 2), Grid.from_spacing((24, 24, 3), 2.0, (*toy.grid.affine[:2, 3], 5000)))
+    write_volume(thick, tmp_path / "above.nii.gz")
+    said = medfields("ct", "toy.h5", "-o", "v.nii.gz", "--prior", "above.nii.gz", *FAST)
+    assert said.code == 3 and "within the plane of the slice only, z = 0 mm" in said.err
 
 
 def test_metal_mask_must_meet_the_metal(medfields, tmp_path: Path) -> None:
@@ -205,6 +209,40 @@ def test_metal_mask_must_meet_the_metal(medfields, tmp_path: Path) -> None:
     assert case_of(Options(projections="m.h5", metal="good.nii.gz"))[0].metal.data.sum() == 9
 
 
+def test_a_prior_of_another_unit_or_with_holes_is_named(medfields, toy: Projections, tmp_path: Path) -> None:
+    """Not as another patient's, nor as one that lies elsewhere."""
+    for name, data, says in (("cut", 1000 * (toy.prior.data > 0), "HU are told by values below -100"),
+                             ("nan", torch.where(toy.prior.data > 0, toy.prior.data, torch.nan), "not numbers"),
+                             ("air", 0 * toy.prior.data, "attenuates nowhere")):
+        write_volume(Volume(data.float(), toy.grid), tmp_path / f"{name}.nii.gz")
+        said = medfields("ct", "toy.h5", "-o", "v.nii.gz", "--prior", f"{name}.nii.gz", "--no-register", *FAST)
+        assert said.code == 2 and says in said.err, said.err
+
+
+def test_an_image_is_no_mask_of_metal(medfields, toy: Projections, tmp_path: Path) -> None:
+    write_volume(told_in(toy.prior, "HU", 0.02), tmp_path / "image.nii.gz")
+    said = medfields("ct", "toy.h5", "-o", "v.nii.gz", "--metal", "image.nii.gz", *FAST)
+    assert said.code == 2 and "holds values down to -1000" in said.err
+
+
+def test_what_was_not_measured_is_said(medfields, toy: Projections, tmp_path: Path) -> None:
+    """Slices beside the one that the rays cross, which a method that knows bodies would fill; and the depth in a single view."""
+    grid = Grid.from_spacing((24, 24, 5), 2.0, (*toy.grid.affine[:2, 3], -4.0))
+    write_volume(Volume(np.zeros(grid.shape), grid), tmp_path / "thick.nii.gz")
+    said = medfields("ct", "toy.h5", "-o", "v.nii.gz", "--like", "thick.nii.gz", *FAST)
+    assert said.code == 0 and "no ray meets 4 of the 5 slices" in said.err, said.err
+    assert not medfields("ct", "toy.h5", "-o", "v.nii.gz", *FAST).err.count("note")
+    assert "one view tells nothing of the depth" in medfields("ct", "toy.h5", "-o", "v.nii.gz", "--use", ":1", *FAST).err
+
+
+def test_check_leaves_the_folder_of_the_data_alone(medfields, toy: Projections, tmp_path: Path) -> None:
+    """It may be one where nobody writes: the drawing lies where the command was given."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "toy.h5").rename(tmp_path / "data/toy.h5")
+    assert medfields("ct", "data/toy.h5", "--check").code == 0
+    assert (tmp_path / "toy.h5.check.png").is_file() and [p.name for p in (tmp_path / "data").iterdir()] == ["toy.h5"]
+
+
 BAD = [
     (("nowhere.h5", "-o", "v.nii.gz"), 4, "nowhere.h5"),
     (("toy.h5",), 2, "-o"),
@@ -220,6 +258,10 @@ BAD = [
     (("toy.h5", "-o", "v.nii.gz", "--unit", "Hu"), 2, "HU, mm-1, cm-1"),
     (("toy.h5", "-o", "v.nii.gz", "--beam", "wide"), 2, "parallel, cone"),
     (("toy.h5", "-o", "v.nii.gz", "--method", "srr-cg"), 2, "is for superres"),
+    (("toy.h5", "-o", "v.nii.gz", "--method", "tv"), 9, "did you mean 'pdhg-tv'?"),
+    (("toy.h5", "-o", "v.nii.gz", "--spacing", "inf"), 3, "--spacing must be positive"),
+    (("toy.h5", "-o", "v.nii.gz", "--spacing", "500"), 2, "as large as the field of view"),
+    (("toy.h5", "-o", "v.nii.gz", "--water", "1e-9"), 2, "1e-09/mm"),
     (("-o", "v.nii.gz"), 2, "nothing to work on"),
     (("toy.h5", "-o", "v.nii.gz", "--prior", "none.nii.gz"), 4, "none.nii.gz"),
     (("spread.py", "-o", "v.nii.gz"), 4, "text"),

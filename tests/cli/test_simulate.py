@@ -117,8 +117,23 @@ BAD = [
     (("none.nii.gz", "-o", "p.h5"), 4, "none.nii.gz"),
     (("v.nii.gz", "-o", "p.h5", "--slice", "3"), 2, "--slice 0 to 2"),
     (("v.nii.gz", "-o", "p.h5", "--beam", "fan", "--distances", "10", "20"), 3, "inside the image"),
-    (("v.nii.gz", "-o", "p.h5", "--views", "0"), 2, "positive"),
+    (("v.nii.gz", "-o", "p.h5", "--views", "0"), 2, "--views cannot be 0"),
     (("v.nii.gz", "-o", "p.h5", "--noise", "-5"), 2, "photons"),
+    (("v.nii.gz", "-o", "p.h5", "--noise", "inf"), 2, "--noise cannot be inf"),
+    (("v.nii.gz", "-o", "p.h5", "--noise", "1e20"), 2, "photons"),
+    (("v.nii.gz", "-o", "p.h5", "--noise", "1e-3"), 2, "photons"),
+    (("v.nii.gz", "-o", "p.h5", "--water", "0.2"), 2, "--water cannot be 0.2"),
+    (("v.nii.gz", "-o", "p.h5", "--offset", "nan"), 2, "--offset cannot be nan"),
+    (("v.nii.gz", "-o", "p.h5", "--beam", "fan", "--distances", "500", "inf"), 2, "--distances cannot be inf"),
+    (("v.nii.gz", "-o", "p.h5", "--seed", "-1"), 2, "--seed cannot be -1"),
+    (("v.nii.gz", "-o", "p.h5", "--columns", "0"), 2, "--columns cannot be 0"),
+    (("v.nii.gz", "-o", "p.h5", "--rows", "0"), 2, "--rows cannot be 0"),
+    (("v.nii.gz", "-o", "p.h5", "--rows", "4", "--beam", "fan"), 2, "one row, not 4"),
+    (("v.nii.gz", "-o", "p.h5", "--rows", "4", "--beam", "parallel"), 2, "one row, not 4"),
+    (("v.nii.gz", "-o", "p.h5", "--beam", "cone", "--slice", "1"), 2, "leave --slice out"),
+    (("v.nii.gz", "-o", "p.h5", "--arc"), 2, "leave --arc out"),
+    (("v.nii.gz", "-o", "p.h5", "--columns", "4", "--offset", "1e5"), 3, "no ray meets"),
+    (("v.nii.gz", "-o", "p.h5", "--unit", "mm-1"), 2, "attenuates nowhere"),
     (("v.nii.gz", "-o", "p.h5", "--spectrum", "500"), 2, "30 to 150 kV"),
     (("v.nii.gz", "-o", "p.h5", "--metal", "v.nii.gz", "--material", "unobtainium"), 9, "unobtainium"),
     (("v.nii.gz", "-o", "p.h5", "--views", "1000000000"), 7, "--views"),
@@ -133,3 +148,15 @@ def test_bad_words(medfields, disc: Volume, tmp_path: Path, words: tuple[str, ..
     said = medfields("simulate", "ct", *words)
     assert said.code == code and says in said.err, said.err
     assert "Traceback" not in said.err and not (tmp_path / "p.h5").exists()
+
+
+def test_an_image_of_another_unit_is_not_projected(medfields, disc: Volume, tmp_path: Path) -> None:
+    """HU whose air was cut away, a label map, an image with holes: each would make projections that look like some."""
+    inside = disc.data > -500
+    odd = {"cut": torch.where(inside, 40.0, 0.0), "labels": torch.where(inside, 3.0, 0.0), "nan": torch.where(inside, 0.02, torch.nan)}
+    for name, data in odd.items():
+        write_volume(disc.with_data(data), tmp_path / f"{name}.nii.gz")
+        said = medfields("simulate", "ct", f"{name}.nii.gz", "-o", "p.h5", "--views", 2)
+        assert said.code == 2 and ("not numbers" if name == "nan" else "HU are told by values below -100") in said.err, said.err
+    said = medfields("simulate", "ct", "v.nii.gz", "-o", "p.h5", "--views", 2, "--metal", "v.nii.gz")
+    assert said.code == 2 and "holds values down to -1000" in said.err and not (tmp_path / "p.h5").exists()

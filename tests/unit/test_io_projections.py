@@ -174,6 +174,9 @@ def test_nan_and_the_files_own_mask(tmp_path: Path) -> None:
     ({"geometry": {**FAN_WORDS, "source_detector_mm": 30.0}}, GeometryError, "swapped"),
     ({"geometry": {"kind": "fan", "pitch_mm": 1.0, "source_isocentre": 200.0, "source_detector": 300.0}}, GeometryError, "without a unit.*_mm"),
     ({"geometry": {**FAN_WORDS, "columns": 64}}, GeometryError, "says 64 columns"),
+    ({"geometry": {**FAN_WORDS, "pitch_mm": -1.0}}, GeometryError, "'pitch' must be above 0, got -1"),  # it would mirror the slice
+    ({"geometry": {**FAN_WORDS, "arc": "false"}}, GeometryError, "'arc' is neither true nor false: 'false'"),  # a text is true to Python
+    ({"geometry": {**FAN_WORDS, "source_isocentre_mm": np.nan}}, GeometryError, "must be one finite number, got nan"),
     ({"geometry": {**FAN_WORDS, "pitch_mm": 100.0}}, GeometryError, "detector pixels of 100"),
     ({"geometry": {**FAN_WORDS, "source_isocentre_mm": 0.5, "source_detector_mm": 300.0}}, GeometryError, "magnifies 600 times"),
     ({"geometry": {**FAN_WORDS, "source_isocentre_mm": 5.0, "source_detector_mm": 7.0}}, GeometryError, "fan out by 133 degrees.*cm or m"),
@@ -216,6 +219,8 @@ def test_doubts_that_are_no_errors(tmp_path: Path) -> None:
     assert "-log(I / I0) forgotten" in notes(data=np.exp(-blob(FAN)))
     assert "fan out by only" in notes(geometry={**FAN_WORDS, "pitch_mm": 0.005})
     assert "magnifies 60 times" in notes(geometry={**FAN_WORDS, "source_isocentre_mm": 5.0})
+    assert "no ray comes nearer than 16.28 mm to the axis" in notes(geometry={**FAN_WORDS, "offset_mm": 40.0})
+    assert notes(geometry={**FAN_WORDS, "offset_mm": 15.0}) == ""  # a half-fan sees it
 
 
 def test_one_row_may_lack_its_axis(tmp_path: Path) -> None:
@@ -379,6 +384,7 @@ def test_fips_and_htc(tmp_path: Path, name: str, version: str) -> None:
     ({"pixelSizePost": None, "effectivePixelSizePost": None, "numDetectorsPost": None, "effectivePixelSize": 0.1483224}, None, ""),
     ({"distanceSourceOrigin": 41.066, "distanceSourceDetector": 55.374, "distanceUnit": "cm", "pixelSizePost": 0.02, "effectivePixelSizePost": None,
       "pixelSize": None}, None, ""),
+    ({"pixelSizePost": -0.2}, GeometryError, "'pixelSizePost' must be above 0, got -0.2"),
     ({"numDetectorsPost": 560}, GeometryError, "40 columns, its parameters say 560"),
     ({"angles": np.arange(5)}, GeometryError, "5 angles for 60"),
     ({"distanceSourceOrigin": None}, GeometryError, "distanceSourceOrigin"),
@@ -569,7 +575,7 @@ def test_tigre_beside_a_stack(tmp_path: Path, kind: str) -> None:
     ({"DSD": None}, "needs DSD"), ({"angles": DEGREES.tolist()}, "look like degrees"), ({"nDetector": [30, 6]}, "order is rows, columns"),
     ({"DSO": 400.0}, "smaller than DSD"), ({"rotDetector": [0.1, 0, 0]}, "turned detector"), ({"mode": "spiral"}, "no mode"),
     ({"offDetector": [1, 2, 3]}, "two"), ({"DSD": float("nan")}, "finite"), ({"angles": [[0.0, 0.1, 0.0]] * 20}, "other axes"),
-    ({"nVoxel": [4, 0, 10]}, "positive numbers"),
+    ({"nVoxel": [4, 0, 10]}, "positive numbers"), ({"dDetector": [1.0, -1.0]}, "'dDetector' must be above 0"),
 ])
 def test_tigre_that_cannot_be_meant(change: dict[str, Any], words: str) -> None:
     with pytest.raises(GeometryError, match=words):

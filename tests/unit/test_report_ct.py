@@ -103,6 +103,20 @@ def test_a_cone_has_a_side_view_and_a_slice_has_none() -> None:
     assert np.ptp(first[first[:, 1] < first[:, 1].min() + 6][:, 0]) < np.ptp(first[first[:, 1] > first[:, 1].max() - 3][:, 0])
 
 
+def test_few_rows_are_drawn_high_enough_to_be_seen(tmp_path: Path) -> None:
+    whole = cone()
+    geometry = dataclasses.replace(whole.geometry, shape=(2, 128), u=whole.geometry.u / 6)
+    case = dataclasses.replace(whole, data=torch.ones(10, 2, 128), geometry=geometry)
+    shapes = [i.shape for i in images(ct_page(case, case.rough(10**9, 10**9, 2), tmp_path).read_text())]
+    assert len(shapes) > 5 and all(8 * high >= wide for high, wide, *_ in shapes if (high, wide) != (8, 256)), shapes  # but for the colour bar
+
+
+def test_views_in_no_order_are_described_by_what_they_cover() -> None:
+    turn = np.radians([90, 0, 135, 45])
+    said = describe(Geometry.parallel(turn, 9, 1.0), Projections.toy(0).grid)
+    assert said["views"] == "4, 45 degrees apart, not in this order" and said["angles"].startswith("0 to 135 degrees, an arc of 135")
+
+
 def test_description() -> None:
     said = describe(cone().geometry, cone().grid)
     assert said["beam"] == "cone beam, flat detector" and said["views"] == "10, 36 degrees apart" and said["magnification"].startswith("1.5,")

@@ -88,7 +88,7 @@ def ct(words: list[str]) -> None:
     if options.check:
         from .ct_check import show
 
-        return show(case, held_out, notes, outputs.run / "check.png" if outputs else Path(f"{options.projections}.check.png"))
+        return show(case, held_out, notes, outputs.run / "check.png" if outputs else Path(f"{Path(options.projections).name}.check.png"))
     assert outputs is not None
     unit = _unit(options, case)
     _spare(options, outputs)
@@ -175,6 +175,9 @@ def case_of(options: Options) -> tuple[Projections, Projections | None, list[str
     elif whole.spectrum is not None:
         notes.append("the file states the tube's spectrum, so its beam hardens: --precorrect undoes that for water")
     case, held_out = _hold_out(whole, options.use)
+    if case.geometry.views == 1:
+        notes.append("one view tells nothing of the depth at which anything lies: the result is a guess")
+    notes += _unseen(case) if options.like else []
     if options.metal:
         case = dataclasses.replace(case, metal=_metal(case, options.metal))
     notes += doubts(case)
@@ -201,6 +204,8 @@ def _grid(scan: Scan, options: Options) -> Grid:
 
     if sum((bool(options.like), options.spacing is not None, options.size is not None)) > 1:
         raise InputError("--spacing, --size and --like exclude one another", "give one of them")
+    if options.spacing is not None and not 0 < options.spacing < float("inf"):
+        raise GeometryError(f"--spacing must be positive, got {options.spacing:g} mm", "mm of the voxels, for instance --spacing 1")
     if options.like:
         return read_volume(options.like).grid
     if scan.grid is None:
@@ -209,13 +214,29 @@ def _grid(scan: Scan, options: Options) -> Grid:
         raise InputError("--size must be at least 2", "for instance --size 256")
     if options.size is not None:
         return scan.grid.with_spacing(float((scan.grid.spacing * scan.grid.shape)[:2].max()) / options.size)
-    return scan.grid if options.spacing is None else scan.grid.with_spacing(options.spacing)
+    made = scan.grid if options.spacing is None else scan.grid.with_spacing(options.spacing)
+    if options.spacing is not None and min(made.shape[:2]) < 2:
+        raise InputError(f"voxels of --spacing {options.spacing:g} mm are as large as the field of view", "mm of a voxel, for instance --spacing 1")
+    return made
+
+
+def _unseen(case: Projections) -> list[str]:
+    """A note if the grid that was asked for has slices that no ray meets: methods that know bodies would fill them."""
+    import torch
+
+    from ..operators.projections import Projector
+
+    sides, shape = case.grid.spacing, case.grid.shape
+    coarse = case.grid.with_spacing([float(sides[0] * max(1, shape[0] / 48)), float(sides[1] * max(1, shape[1] / 48)), float(sides[2])])
+    met = Projector(coarse, case.geometry).adjoint(torch.ones_like(case.data)).amax((0, 1)) > 0
+    blank = int((~met).sum())
+    return [f"no ray meets {blank} of the {shape[2]} slices of the grid: what the result shows there was not measured"] if blank else []
 
 
 def _water(given: float | None, stated: float) -> float:
     if given is None:
         return stated
-    if not 0 < given < 0.15:
+    if not 0.001 < given < 0.15:
         raise InputError(f"water cannot attenuate {given:g}/mm", "about 0.02 per mm (0.2 per cm) at 65 keV: --water 0.02")
     return given
 
@@ -246,9 +267,7 @@ def _hold_out(whole: Projections, views: str) -> tuple[Projections, Projections 
 
 def _metal(case: Projections, path: str) -> Volume:
     """The mask on the case's grid; it must lie where the data are dense."""
-    from ..io import read_volume
-
-    mask = read_volume(path)
+    mask = task.mask(path)
     found = mask.with_data((mask.data > 0.5).float()).on(case.grid)
     if not (found.data > 0.5).any():
         raise InputError(f"the metal mask {path} holds nothing inside the grid of the result", "a mask is 1 where metal is, in the same mm")
@@ -268,21 +287,19 @@ def _prior(case: Projections, path: str, register: bool) -> tuple[Volume, list[s
     import numpy as np
     import torch
 
-    from ..cases.attenuation import WATER, looks_like, per_mm
-    from ..io import read_volume
+    from ..cases.attenuation import WATER
     from ..solve.rigid import carried
     from ..solve.rigid import register as lay
 
-    earlier, notes = read_volume(path), []
-    unit = looks_like(earlier)
+    (earlier, unit), notes = task.attenuation(path, None, case.water or WATER), []
     if unit == "HU" and not case.water:
         notes.append(f"the prior is in HU, and the attenuation of water is unknown: taken as {WATER}/mm (--water)")
-    earlier = per_mm(earlier, unit, case.water or WATER)
     rough = case.rough(96, 60, 30)
     pose = lay(earlier, rough) if register else torch.zeros(6)
     prior = carried(earlier, pose, case.grid)
     if float(prior.data.max()) <= 0:
-        raise GeometryError(f"the prior {path} does not overlap the grid of the result", "it must show the same part of the body")
+        where = f"; it is moved within the plane of the slice only, z = {case.grid.centre[2]:.4g} mm" if register and case.grid.is_2d else ""
+        raise GeometryError(f"the prior {path} does not overlap the grid of the result", f"it must show the same part of the body{where}")
     if register:
         turn, shift = float(np.degrees(float(pose[:3].norm()))), float(pose[3:].norm())
         notes.append(f"the prior was turned by {turn:.2g} degrees and shifted by {shift:.3g} mm to lie on the new scan")
@@ -291,7 +308,7 @@ def _prior(case: Projections, path: str, register: bool) -> tuple[Volume, list[s
     ours, theirs = coarse.misfit(rough)[1], coarse.misfit(prior.on(rough.grid))[1]
     if theirs > STRANGER * max(ours, 0.01):
         notes.append(f"the prior explains the data {theirs / ours:.1f} times worse than a quick reconstruction does ({100 * theirs:.0f} against "
-                     f"{100 * ours:.1f} %): is it another patient, or not aligned?")
+                     f"{100 * ours:.1f} %): is it another patient, in another unit, or not aligned?")
     return prior, notes
 
 

@@ -14,11 +14,12 @@ from jaxtyping import Float
 from tyro.conf import Positional
 
 from ..errors import GeometryError, InputError
-from .task import QUIET, Number
+from .task import QUIET, Number, attenuation, mask
 
 if TYPE_CHECKING:
     from ..space import Geometry, Volume
 
+PHOTONS = 1.0, 1e12  # in a pixel of the open beam: with fewer there is no image, with more no noise
 KEV = 70.0  # the energy that the HU of the image are taken to belong to
 PARTS = 50  # of the views, after each of which the progress is told: few, because a spectrum decomposes the image anew for each
 
@@ -74,7 +75,7 @@ def simulate(
     from ..io import check_writable
     from ..io.projections import write_projections
     from ..io.scan import Scan
-    from ..operators.materials import attenuation
+    from ..operators.materials import attenuation as of_material
     from ..operators.spectrum import Spectrum
     from .work import spare
 
@@ -82,29 +83,61 @@ def simulate(
         raise InputError(f"projections are written as HDF5, not as '{Path(output).name}'", "give -o projections.h5")
     spare([Path(output)], [volume, metal])
     check_writable(output)
-    water = float(attenuation("water", KEV)) if water is None else water
+    _require(views, noise, water, (rows, columns), pitch, arc_degrees, offset, distances, seed)
+    water = float(of_material("water", KEV)) if water is None else water
     beam = beam or ("parallel" if rows is None else "cone")
-    image, mask = _image(volume, unit, water, metal, None if beam == "cone" else slice if slice is not None else -1)
+    _fits(beam, rows, arc, slice)
+    image, inserted = _image(volume, unit, water, metal, None if beam == "cone" else slice if slice is not None else -1)
     geometry = _geometry(image, beam, views, arc_degrees, distances, pitch, (rows, columns), offset, arc)
     tube = None if spectrum is None else Spectrum.tube(spectrum)
     print(f"projecting {geometry.views} views of {geometry.shape[0]} x {geometry.shape[1]} pixels", file=sys.stderr)
     if tube is not None:
-        metals = None if mask is None else {material: mask}
+        metals = None if inserted is None else {material: inserted}
         data = _projected(geometry, lambda part: polychromatic(image, part, tube, metal=metals, reference_kev=KEV, subrays=subrays))
-        water = float(attenuation("water", tube.mean))
+        water = float(of_material("water", tube.mean))
     else:
-        if mask is not None:
-            share = mask.data.clamp(0, 1)
-            image = image.with_data((1 - share) * image.data + share * float(attenuation(material, KEV)))
+        if inserted is not None:
+            share = inserted.data.clamp(0, 1)
+            image = image.with_data((1 - share) * image.data + share * float(of_material(material, KEV)))
         data = _projected(geometry, lambda part: project(image, part, subrays=subrays))
-    if noise is not None and not noise > 0:
-        raise InputError(f"there must be more than {noise:g} photons", "for instance --noise 1e5")
+    if not data.any():
+        raise GeometryError("no ray meets anything that attenuates", "check --offset, --columns, --rows and --pitch")
     data = np.asarray(add_noise(data, noise, seed), dtype=np.float32)
     scan = Scan(data, geometry, image.grid, water=water, photons=noise or 0.0, name=Path(output).name,
                 spectrum=None if tube is None else (tube.energies, tube.shares))
     write_projections(scan, output)
     print(f"{output}  {geometry.views} views of {geometry.shape[0]} x {geometry.shape[1]} pixels, line integrals up to {data.max():.3g}")
     print(f"reconstruct:  medfields ct {output} -o volume.nii.gz\nand compare:  medfields report volume.run --truth {volume}")
+
+
+def _require(views: int, noise: float | None, water: float | None, detector: tuple[int | None, int | None], pitch: float | None,
+             arc_degrees: float | None, offset: float, distances: tuple[float, float], seed: int) -> None:
+    """Raise InputError, before anything is computed, for numbers that cannot be meant."""
+    rows, columns = detector
+    for name, value, sound, hint in (
+        ("views", views, views >= 1, "at least 1"),
+        ("noise", noise, noise is None or PHOTONS[0] <= noise <= PHOTONS[1], "photons in a pixel of the open beam, for instance 1e5"),
+        ("water", water, water is None or 0 < water < 0.15, "1/mm: about 0.0193 at 70 keV (0.193 per cm)"),
+        ("rows", rows, rows is None or rows >= 1, "at least 1"),
+        ("columns", columns, columns is None or columns >= 1, "at least 1"),
+        ("pitch", pitch, pitch is None or 0 < pitch < np.inf, "positive, mm"),
+        ("arc-degrees", arc_degrees, arc_degrees is None or 0 < arc_degrees < np.inf, "positive, degrees"),
+        ("offset", offset, np.isfinite(offset), "mm"),
+        ("distances", max(distances, key=abs), np.isfinite(distances).all(), "mm from the source to the isocentre and to the detector"),
+        ("seed", seed, seed >= 0, "0 or more"),
+    ):
+        if not sound:
+            raise InputError(f"--{name} cannot be {value:g}", hint)
+
+
+def _fits(beam: str, rows: int | None, arc: bool, number: int | None) -> None:
+    """Raise InputError for options that this beam has no use for."""
+    if beam != "cone" and (rows or 1) > 1:
+        raise InputError(f"a {beam} beam projects one slice, onto one row, not {rows}", "--beam cone projects the volume")
+    if beam == "cone" and number is not None:
+        raise InputError("a cone beam projects the volume, not one slice of it", "leave --slice out, or give --beam fan")
+    if beam == "parallel" and arc:
+        raise InputError("a parallel beam has no source for a detector to curve about", "leave --arc out, or give --beam fan")
 
 
 def _projected(geometry: Geometry, project: Callable[[Geometry], Float[np.ndarray, "P R C"]]) -> Float[np.ndarray, "V R C"]:
@@ -126,12 +159,9 @@ def _projected(geometry: Geometry, project: Callable[[Geometry], Float[np.ndarra
 
 def _image(path: str, unit: str | None, water: float, metal: str, number: int | None) -> tuple[Volume, Volume | None]:
     """The image in 1/mm, its third axis towards the head, and the mask on its grid; one slice of both if `number` is given (-1: the middle)."""
-    from ..cases.attenuation import looks_like, per_mm
-    from ..io import read_volume
     from ..space import Volume
 
-    image = read_volume(path)
-    image = _upright(per_mm(image, unit or looks_like(image), water))  # type: ignore[arg-type]
+    image = _upright(attenuation(path, unit, water)[0])  # type: ignore[arg-type]
     if number is not None:
         n = image.grid.shape[2]
         if not -1 <= number < n:
@@ -141,10 +171,10 @@ def _image(path: str, unit: str | None, water: float, metal: str, number: int | 
         image = Volume(image.data[..., k : k + 1], grid, image.unit)
     if not metal:
         return image, None
-    mask = read_volume(metal).on(image.grid)
-    if float(mask.data.max()) <= 0.5:
+    inserted = mask(metal).on(image.grid)
+    if float(inserted.data.max()) <= 0.5:
         raise InputError(f"the metal mask {metal} holds nothing inside the image", "a mask is 1 where metal is, in the same mm")
-    return image, mask.with_data((mask.data > 0.5).float())
+    return image, inserted.with_data((inserted.data > 0.5).float())
 
 
 def _upright(image: Volume) -> Volume:
@@ -167,8 +197,6 @@ def _geometry(image: Volume, beam: str, views: int, arc_degrees: float | None, d
     from ..space import Geometry
     from .work import require_memory
 
-    if views < 1 or (pitch is not None and not pitch > 0) or (arc_degrees is not None and not arc_degrees > 0):
-        raise InputError("views, --pitch and --arc-degrees must be positive")
     grid = image.grid
     side, extent = grid.spacing, grid.spacing * grid.shape
     radius, half = float(np.linalg.norm(extent[:2])) / 2, float(extent[2]) / 2
@@ -182,8 +210,6 @@ def _geometry(image: Volume, beam: str, views: int, arc_degrees: float | None, d
     width = radius if beam == "parallel" else far * (np.arcsin(radius / near) if arc else np.tan(np.arcsin(radius / near)))
     columns = detector[1] or int(np.ceil(2 * (width + abs(offset)) / pitch))
     rows = detector[0] or (1 if beam != "cone" else int(np.ceil(2 * half * far / (near - radius) / pitch)))
-    if rows < 1 or columns < 1:
-        raise InputError(f"a detector needs at least one row and one column, got {rows} x {columns}")
     require_memory(16 * views * (rows * columns + 100) + 256 * rows * columns + 16 * grid.size, f"{views} views of {rows} x {columns} pixels",
                    "fewer --views, or a larger --pitch")
     angles, middle = np.linspace(0, turn, views, endpoint=False), grid.centre.tolist()

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from .. import __version__, plugins
-from ..errors import InputError
+from ..errors import InputError, UnknownName
 from .config import from_table, peek, read_config
 from .parser import brief_errors
 
 if TYPE_CHECKING:
+    from ..cases.attenuation import Unit
     from ..fields import Field
     from ..solve import Method, Run
     from ..space import Grid, Volume
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+DENSEST = 1.0  # 1/mm; half the voxels of any body attenuate less: bone does so only below 15 keV
 QUIET = ""  # no "(default: ...)" where the default says nothing
 Name = Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint=QUIET)]
 File = Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint=QUIET)]
@@ -76,7 +78,7 @@ def parse(words: list[str], task: str, options: type[Asks], instead: tuple[str, 
             table = {k: v for k, v in table.items() if k == way or k not in instead}
     given = from_table(options, table, path)
     name = peek(words, "--method") or given.method or plugins.default(task)
-    entry = plugins.find(name)
+    entry = _entry(name, task)
     if entry.task != task:
         raise InputError(f"the method '{name}' is for {entry.task}, not for {task}", f"medfields list --task {task}")
     method = plugins.load(name)
@@ -96,6 +98,14 @@ def parse(words: list[str], task: str, options: type[Asks], instead: tuple[str, 
     with brief_errors(f"medfields {task}"):
         chosen = tyro.cli(flags, args=words, prog=f"medfields {task}", default=start)
     return options(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(options)}), chosen.hyper
+
+
+def _entry(name: str, task: str) -> plugins.Entry:
+    """The method of that name; the nearest name for one that does not exist is sought among the methods of the task."""
+    try:
+        return plugins.find(name)
+    except UnknownName as error:
+        raise UnknownName("method", name, [n for n, e in plugins.entries().items() if e.task == task]) from error
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,44 @@ def about(options: TaskOptions, method: Method, run: Run, **facts: Any) -> dict[
         "device": str(run.device),
         "intended_use": "research",
     }
+
+
+def attenuation(path: str, unit: Unit | None, water: float) -> tuple[Volume, Unit]:
+    """A CT image in 1/mm, and the unit it was in: `unit`, else HU if values reach below -100, else 1/mm.
+
+    Raises:
+        InputError: for values that are not finite, or that no body attenuates: HU without air are not told from 1/mm.
+    """
+    from ..cases.attenuation import looks_like, per_mm
+    from ..io import check_finite, read_volume
+
+    image = read_volume(path)
+    check_finite(image, path)
+    given = unit or looks_like(image)
+    made = per_mm(image, given, water)
+    inside = made.data[made.data > 0]
+    if len(inside) == 0:
+        raise InputError(f"{path} attenuates nowhere: no value is above that of air", "is it the right file?")
+    typical = float(inside[:: max(1, len(inside) // 1_000_000)].median())
+    if typical >= DENSEST:
+        taken = {"HU": "HU", "mm-1": "1/mm", "cm-1": "1/cm"}[given]
+        raise InputError(f"taken as {taken}, {path} would attenuate {typical:.3g}/mm where water attenuates about 0.02",
+                         "1/mm is meant; HU are told by values below -100, as air has: is some air left in it?")
+    return made, given
+
+
+def mask(path: str) -> Volume:
+    """An image that says where something is.
+
+    Raises:
+        InputError: for values below 0: an image that was given in the place of a mask.
+    """
+    from ..io import read_volume
+
+    found = read_volume(path)
+    if float(found.data.min()) < 0:
+        raise InputError(f"the mask {path} holds values down to {float(found.data.min()):g}: it is an image", "a mask is 1 where metal is, else 0")
+    return found
 
 
 def size_of(grid: Grid) -> str:

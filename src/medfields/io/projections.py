@@ -21,7 +21,7 @@ from . import projections_foreign as foreign
 from .atomic import atomic
 from .hdf5 import open_hdf5, tree
 from .nifti import nifti_kind
-from .scan import Scan, check_scale, circular, length, minus_log, real, scalar, trusted
+from .scan import Scan, check_scale, circular, flag, length, minus_log, real, scalar, trusted
 from .source import existing_file, first_bytes
 
 VERSION = 1
@@ -177,7 +177,7 @@ def _geometry(entries: dict[str, Any], shape: tuple[int, int, int]) -> tuple[Geo
     if any((np.abs(array) > 1e9).any() for array in (source, *vectors.values())):
         raise GeometryError("vectors of the geometry are longer than 1000 km", "the file is damaged, or the unit is another")
     flipped = {name: array * _FLIP[frame] for name, array in {"source": source, **vectors}.items()}
-    return Geometry("cone" if beam == "cone" else "parallel", **flipped, shape=shape[1:], arc=bool(entries.get("arc", False)),
+    return Geometry("cone" if beam == "cone" else "parallel", **flipped, shape=shape[1:], arc=flag(entries, "arc"),
                     frame=uid), []
 
 

@@ -26,7 +26,7 @@ from ..errors import FileError, GeometryError, InputError
 from ..space import Geometry, Grid
 from .matlab import read_mat5
 from .nifti import nifti_kind, read_nifti
-from .scan import Scan, angle, circular, minus_log, number, real, scalar, trusted, turn
+from .scan import Scan, angle, circular, minus_log, number, real, scalar, size, trusted, turn
 from .source import existing_file, first_bytes, unreadable
 
 _BESIDE = (".json", ".toml", ".csv", ".txt", ".npy")
@@ -65,7 +65,7 @@ def dxchange(content: Mapping[str, Any], pitch: float | None, centre: float | No
     unit = str(content.get("theta_units", content.get("theta_unit", "degrees")))
     radians, odd = turn(*angle({"angles": content["theta"], "angles_unit": unit}, "angles"), len(data))
     if pitch is None:
-        odd.append("DXchange states no pixel size: 1 mm is assumed, give pitch=")
+        odd.append("DXchange states no pixel size: 1 mm is assumed, give pitch= (--pitch)")
     column = _axis(data, radians, odd) if centre is None else float(centre)
     if not 0 <= column <= data.shape[2] - 1:
         raise GeometryError(f"the axis of rotation cannot fall on column {column:g} of {data.shape[2]}", "centre counts columns from 0")
@@ -97,12 +97,14 @@ def _axis(data: np.ndarray, angles: np.ndarray, notes: list[str]) -> float:
         found.append(column)
         worst = min(worst, likeness)
     if not found:
-        notes.append(f"no views half a turn apart: the axis of rotation is taken as the middle of the detector, column {middle:g}; give centre=")
+        notes.append(f"no views half a turn apart: the axis of rotation is taken as the middle of the detector, column {middle:g}; "
+                     "give centre= (--centre)")
         return middle
     column = float(np.median(found))
     notes.append(f"the axis of rotation falls on column {column:.2f} of {data.shape[2]}, found from {len(found)} pairs of opposite views")
     if worst < 0.9 or np.ptp(found) > 2:
-        notes.append(f"opposite views do not mirror each other well (correlation {worst:.2f}): check the axis of rotation, give centre=")
+        notes.append(f"opposite views do not mirror each other well (correlation {worst:.2f}): check the axis of rotation, give centre= "
+                     "(--centre)")
     return column
 
 
@@ -181,6 +183,8 @@ def fips(content: Mapping[str, Any], path: Path) -> Scan:
         notes.append(f"geometricMagnification {magnified:.4g} is not the {detector / source:.4g} of the distances, which are used")
     sizes = {key: number(entries, key) * (detector / source if key.startswith("effective") else 1)
              for key in ("pixelSizePost", "effectivePixelSizePost", "effectivePixelSize", "pixelSize") if key in entries}
+    for key, value in sizes.items():
+        size(np.array(value), key)
     if not sizes:
         raise GeometryError("the parameters say no pixel size", "pixelSizePost, effectivePixelSizePost or pixelSize, mm")
     pitch = next(iter(sizes.values()))
@@ -305,7 +309,7 @@ def from_tigre(entries: Mapping[str, Any], shape: tuple[int, int, int]) -> tuple
         away, near, cor = (stated.get(name, np.zeros(1)).reshape(-1, 1) * views for name in ("DSD", "DSO", "COR"))
         rise, shift = (stated.get("offDetector", np.zeros(2)).reshape(-1, 2) * views).T[..., None]
         moved = stated.get("offOrigin", np.zeros(3)).reshape(-1, 3)[:, ::-1] * views
-        height, width = np.broadcast_to(stated["dDetector"].ravel(), 2)
+        height, width = np.broadcast_to(size(stated["dDetector"].ravel(), "dDetector"), 2)
     except ValueError as error:
         raise GeometryError("DSD, DSO, COR need one number, dDetector and offDetector two (rows, columns), offOrigin three (z, y, x)",
                             "or a row of them for each view") from error
@@ -340,7 +344,7 @@ def _beside(path: Path) -> Path:
         other = path.with_name(stem + ending)
         if other != path and other.is_file():
             return other
-    raise GeometryError("there is no geometry beside it", f"give geometry=, or write {stem}.json, see docs/projections.md")
+    raise GeometryError("there is no geometry beside it", f"give geometry= (--geometry), or write {stem}.json, see docs/projections.md")
 
 
 def _values(path: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32
 
 from ..errors import GeometryError, InputError, UnknownName
 from ..space import Geometry, Grid
-from ..space.orbit import field_of_view
+from ..space.orbit import axis_of, field_of_view
 
 MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 1e-3}
 _RADIANS = {"radian": 1.0, "radians": 1.0, "rad": 1.0, "degree": np.pi / 180, "degrees": np.pi / 180, "deg": np.pi / 180}
@@ -62,6 +62,11 @@ class Scan:
 
 def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
+
+
+def _told(value: np.ndarray) -> str:
+    """A few numbers as they are, many by their shape."""
+    return " x ".join(map(str, value.shape)) + " numbers" if value.size > 3 else ", ".join(f"{x:g}" for x in value.ravel())
 
 
 def real(value: Any, name: str, dtype: type[np.floating[Any]] = np.float64) -> np.ndarray:
@@ -118,8 +123,31 @@ def number(entries: Mapping[str, Any], name: str, default: float | None = None) 
     """A single length in mm; see `length`."""
     value = length(entries, name, default)
     if value.size != 1 or not np.isfinite(value).all():
-        raise GeometryError(f"'{name}' must be one finite number, got {_times(value.shape)}")
+        raise GeometryError(f"'{name}' must be one finite number, got {_told(value)}")
     return float(value.ravel()[0])
+
+
+def size(value: np.ndarray, name: str) -> np.ndarray:
+    """Sizes of pixels, mm: below zero they would mirror the image, and nobody would know.
+
+    Raises:
+        GeometryError: unless all are above zero.
+    """
+    if not (value > 0).all():
+        raise GeometryError(f"'{name}' must be above 0, got {_told(value)}", "mm from pixel to pixel; a mirrored detector is given by its vectors")
+    return value
+
+
+def flag(entries: Mapping[str, Any], name: str) -> bool:
+    """A yes or no, as a truth value or as 1 and 0; False if missing.
+
+    Raises:
+        GeometryError: for anything else: the text "false" is no False.
+    """
+    value = np.asarray(entries.get(name, False))
+    if value.size != 1 or value.dtype.kind not in "bui" or int(value.ravel()[0]) not in (0, 1):
+        raise GeometryError(f"'{name}' is neither true nor false: {str(entries[name])[:40]!r}", "1 or 0, or a truth value")
+    return bool(value.ravel()[0])
 
 
 def angle(entries: Mapping[str, Any], name: str, default: float | None = None) -> tuple[np.ndarray, str]:
@@ -197,25 +225,25 @@ def circular(entries: Mapping[str, Any], shape: tuple[int, int, int]) -> tuple[G
         raise GeometryError(f"a fan has one row, the projections have {rows}", "kind = cone")
     rise = number(entries, "rise", 0.0)
     radians, notes = turn(*angle(entries, "angles"), views, helix=rise != 0)
-    height, width = np.broadcast_to(_few(length(entries, "pitch"), "pitch", 2), 2).tolist()
+    height, width = np.broadcast_to(size(_few(length(entries, "pitch"), "pitch", 2), "pitch"), 2).tolist()
     shift = _few(length(entries, "offset", 0.0), "offset", 2)
     across, along = (0.0, float(shift[0])) if len(shift) == 1 else (float(shift[0]), float(shift[1]))
     isocentre = np.broadcast_to(_few(length(entries, "isocentre", 0.0), "isocentre", 3), 3).tolist()
     if kind == "parallel":
-        if across or rise or entries.get("arc"):
+        if across or rise or flag(entries, "arc"):
             raise GeometryError("a parallel beam has no rise, no curved detector and one offset, along the columns",
                                 "give every view's pose: source, centre, u, v")
         return Geometry.parallel(radians, columns, width, rows=rows, row_pitch=height, offset=along, isocentre=isocentre), notes
     roll, tilt = (float(value.ravel()[0]) * _RADIANS[unit] for value, unit in (angle(entries, "roll", 0.0), angle(entries, "tilt", 0.0)))
     made = Geometry.cone(radians, (rows, columns), (height, width), number(entries, "source_isocentre"), number(entries, "source_detector"),
-                         offset=(across, along), roll=roll, tilt=tilt, arc=bool(entries.get("arc", False)), rise=rise, isocentre=isocentre)
+                         offset=(across, along), roll=roll, tilt=tilt, arc=flag(entries, "arc"), rise=rise, isocentre=isocentre)
     return made, notes
 
 
 def _few(value: np.ndarray, name: str, most: int) -> np.ndarray:
     """One number or `most` of them."""
     if value.size not in (1, most) or not np.isfinite(value).all():
-        raise GeometryError(f"'{name}' must be one finite number or {most}, got {_times(value.shape)}")
+        raise GeometryError(f"'{name}' must be one finite number or {most}, got {_told(value)}")
     return value.ravel()
 
 
@@ -281,7 +309,7 @@ def trusted(data: np.ndarray, good: np.ndarray | None, counted: int = 0) -> tupl
     middle = float(np.median(data[keep]))
     if middle < 0 and data[keep].mean(dtype=np.float64) < 0:  # air alone is noise about zero
         raise InputError(f"the attenuation is negative: the median of the line integrals is {middle:.4g}",
-                         "was the sign of -log(I / I0) forgotten?")
+                         "was the sign of -log(I / I0) forgotten, or is the open beam (I0) that of another exposure?")
     if middle > 50:
         raise InputError(f"the median of the line integrals is {middle:.4g}: these look like counts",
                          "declare unit = 'counts' and give the flat field")
@@ -291,6 +319,14 @@ def trusted(data: np.ndarray, good: np.ndarray | None, counted: int = 0) -> tupl
     if half > 4 and len(clear) and len(shaded) and np.median(clear) > np.median(shaded) + 0.05:
         notes.append("the borders of the detector attenuate more than its middle: was -log(I / I0) forgotten, or is the object cut off?")
     return np.where(keep, data, 0).astype(np.float32), None if keep.all() else keep, notes
+
+
+def _blind(geometry: Geometry, middle: np.ndarray) -> float:
+    """mm about the axis that no view sees; 0 where the axis is seen."""
+    axis, row = axis_of(geometry), geometry.shape[0] // 2
+    origin, direction = (part[:, row, [0, -1]] for part in geometry.subset(slice(None, None, max(1, geometry.views // 60))).rays())
+    side = np.cross(direction, middle - origin) @ axis
+    return float(np.abs(side).min()) if geometry.shape[1] > 1 and (side[:, 0] * side[:, 1] > 0).all() else 0.0
 
 
 def check_scale(geometry: Geometry, data: np.ndarray, water: float) -> list[str]:
@@ -305,6 +341,10 @@ def check_scale(geometry: Geometry, data: np.ndarray, water: float) -> list[str]
         raise GeometryError(f"detector pixels of {pitch[1]:.4g} x {pitch[0]:.4g} mm", asked)
     middle, radius = field_of_view(geometry)
     notes = []
+    blind = _blind(geometry, middle)
+    if blind > 0.05 * radius:
+        notes.append(f"no ray comes nearer than {blind:.4g} mm to the axis that the views turn about, so its surroundings are not measured: is the "
+                     "detector's offset too large?")
     if geometry.beam == "cone":
         distance = np.linalg.norm(geometry.centre - geometry.source, axis=1).mean()
         width = geometry.shape[1] * pitch[0] / 2 / distance

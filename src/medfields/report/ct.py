@@ -204,7 +204,7 @@ def _explained(title: str, caption: str, case: Projections, volume: Volume) -> F
     lines = []
     for name, cut in cuts.items():
         y, p = measured[cut], predicted.numpy()[cut]
-        wide = max(1, round(y.shape[1] / 2 / y.shape[0])) if name != f"view {views // 2 + 1}" else 1
+        wide = max(1, round(y.shape[1] / (8 if name.startswith("view") else 2) / y.shape[0]))  # few rows would be a hair
         y, p = (np.repeat(part, wide, 0) for part in (y, p))
         lines.append((name, [_gray(y, 0, top, f"measured, {name}"), _gray(p, 0, top, f"predicted, {name}"),
                              _signed(y - p, errors, f"residual, {name}")]))

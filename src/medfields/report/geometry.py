@@ -25,9 +25,14 @@ def describe(geometry: Geometry, grid: Grid) -> dict[str, str]:
     pitch = np.median(geometry.pitch, axis=0)
     kind = "parallel" if geometry.beam == "parallel" else "fan" if rows == 1 else "cone"
     table = {"beam": kind + (" beam, curved detector" if geometry.arc else " beam, flat detector" if kind != "parallel" else " beam")}
+    mixed = bool((steps > 0).any() and (steps < 0).any())
+    if mixed:  # in the order of the file the steps say nothing
+        turned = np.sort(turned)
+        steps = np.diff(turned)
     step = f"{np.median(np.abs(steps)):.3g} degrees apart" if len(steps) else "one view"
     if len(steps) and np.ptp(np.abs(steps)) > 0.02 * np.abs(steps).max() + 1e-3:
         step += f" ({np.abs(steps).min():.3g} to {np.abs(steps).max():.3g})"
+    step += ", not in this order" if mixed else ""
     table["views"] = f"{geometry.views}, {step}"
     table["angles"] = f"{turned[0] + 0.0:.4g} to {turned[-1]:.4g} degrees, an arc of {np.ptp(turned):.4g}, about {_axis(axis_of(geometry))}"
     table["detector"] = f"{columns} columns x {rows} row{'s' * (rows != 1)}"
