@@ -1,6 +1,6 @@
 # Everything a fresh Debian or macOS machine needs is python3 (3.11 to 3.13) and make. GNU make 3.81 (macOS) is enough.
 #   make demo    fit a real head from two thick stacks and write demo/report.html
-#   make test    the tests;  make lint, make docs;  make bench, or one family of it: make bench FAMILY=ct
+#   make test    the tests;  make lint, make docs, make astra (our projectors beside ASTRA's);  make bench, or one family of it: make bench FAMILY=ct
 # PYTHON=python3.12 make ... picks the interpreter the first time; VENV=folder puts the environment elsewhere.
 
 VENV ?= .venv
@@ -14,7 +14,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check -q
 # One thread for each pytest worker: two workers with two threads each would fight for two cores.
 PYTEST = OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: help demo test test-all lint bench docs clean
+.PHONY: help demo test test-all lint bench astra docs clean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -61,6 +61,14 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@for family in $(FAMILY); do echo "medfields bench $$family"; $(BIN)/medfields bench $$family || exit; done
+
+# ASTRA (GPL) as the judge of our projectors, in an environment of its own. Its wheel brings NVIDIA's runtime and FFT and needs no GPU.
+ASTRA = $(VENV)-astra/bin/python
+astra: $(VENV)/.dev
+	test -x $(ASTRA) || $(BIN)/python -m venv $(VENV)-astra
+	$(ASTRA) -c 'import astra' 2>/dev/null || $(ASTRA) -m pip install --disable-pip-version-check -q astra-toolbox
+	MEDFIELDS_ASTRA_PYTHON=$(abspath $(ASTRA)) $(BIN)/python -m pytest -q tests/unit/test_projections.py -k astra
+	MEDFIELDS_ASTRA_PYTHON=$(abspath $(ASTRA)) $(BIN)/python benchmarks/projectors.py
 
 docs: $(VENV)/.docs
 	$(BIN)/python tools/method_pages.py docs/methods

@@ -176,6 +176,16 @@ def test_prior_is_laid_on_the_new_scan(medfields, toy: Projections, tmp_path: Pa
     assert said.code == 0 and "another patient" not in said.err
 
 
+def test_what_the_method_has_no_use_for_is_said(medfields, toy: Projections, tmp_path: Path) -> None:
+    write_volume(told_in(Volume(toy.prior.data, toy.grid), "HU", 0.02), tmp_path / "earlier.nii.gz")
+    told = {}
+    for name in ("fbp", "nerp"):
+        said = medfields("ct", "toy.h5", "--check", "--prior", "earlier.nii.gz", "--no-register", "--method", name)
+        assert said.code == 0, said.err
+        told[name] = "makes no use of --prior; --method nerp does" in said.out + said.err
+    assert told == {"fbp": True, "nerp": False}
+
+
 def test_prior_of_another_patient_is_named(medfields, toy: Projections, tmp_path: Path) -> None:
     other = np.zeros(toy.grid.shape)
     other[4:9, 3:20] = 0.03
@@ -258,6 +268,7 @@ BAD = [
     (("toy.h5", "-o", "v.nii.gz", "--unit", "Hu"), 2, "HU, mm-1, cm-1"),
     (("toy.h5", "-o", "v.nii.gz", "--beam", "wide"), 2, "parallel, cone"),
     (("toy.h5", "-o", "v.nii.gz", "--method", "srr-cg"), 2, "is for superres"),
+    (("toy.h5", "-o", "v.nii.gz", "--method", "pnp", "--finer", "100"), 2, "finer at most 8"),
     (("toy.h5", "-o", "v.nii.gz", "--method", "tv"), 9, "did you mean 'pdhg-tv'?"),
     (("toy.h5", "-o", "v.nii.gz", "--spacing", "inf"), 3, "--spacing must be positive"),
     (("toy.h5", "-o", "v.nii.gz", "--spacing", "500"), 2, "as large as the field of view"),

@@ -35,6 +35,7 @@ class LinearInterpolationMAR(Method):
     paper: ClassVar[str] = ("Willi A. Kalender and Robert Hebel and Johannes Ebersberger: Reduction of CT artifacts caused by metallic implants. "
                             "Radiology 1987. doi:10.1148/radiology.164.2.3602406")
     task: ClassVar[str] = "ct"
+    uses: ClassVar[tuple[str, ...]] = ("metal",)
     tiny: ClassVar[dict[str, Any]] = {}
     fidelity: ClassVar[str] = "classical"
 

@@ -21,7 +21,7 @@ from torch import nn
 from ..cases import Projections
 from ..errors import InputError
 from ..solve import Method, Run
-from ..solve.tomography import RaySystem, coarser, finer, lattice, total_variation
+from ..solve.tomography import FINEST, RaySystem, coarser, finer, lattice, total_variation
 from ..space import Volume
 
 
@@ -50,6 +50,8 @@ class PDHGTV(Method):
     subrays: int = 0
 
     def __post_init__(self) -> None:
+        if self.finer > FINEST:
+            raise InputError(f"a lattice {self.finer} times as fine as the answer", f"finer at most {FINEST}; 0 is by the rule")
         if min(self.finer, self.subrays) < 0 or self.steps < 1 or not 0 <= self.weight < float("inf"):
             raise InputError("weight, finer and subrays cannot be negative, and one step is the least", "0 is by the rule")
 

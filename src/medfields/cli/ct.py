@@ -85,6 +85,7 @@ def ct(words: list[str]) -> None:
     use_threads(options.threads)
     start = time.monotonic()
     case, held_out, notes = case_of(options)
+    notes += _idle(options, method)
     if options.check:
         from .ct_check import show
 
@@ -117,6 +118,14 @@ def ct(words: list[str]) -> None:
     rows += [(str(outputs.field), "in 1/mm; any spacing: medfields query ... --spacing 0.5 -o fine.nii.gz"), (str(page), "open it in a browser")]
     found = {} if held_out is None else {"held_out_error_percent": 100 * held_out.misfit(value)[1]}
     task.summarise(rows, plugins.find(options.method).name, {**summary["notes"], **found}, time.monotonic() - start)
+
+
+def _idle(options: Options, method: Method) -> list[str]:
+    """A note for each thing that was given and that the method has no use for."""
+    able = {"prior": "nerp", "metal": "polyner or li-mar"}
+    name = plugins.find(options.method).name
+    return [f"'{name}' makes no use of --{part}; --method {others} does" for part, others in able.items()
+            if getattr(options, part) and part not in type(method).uses]
 
 
 def _paths(outputs: Outputs) -> list[Path]:

@@ -6,11 +6,11 @@ Needs: projections of a slice or a volume from a parallel, fan or circular cone 
 Gives: attenuation in 1/mm on the grid of the case.
 Deviations: the authors keep the state that is best on noise-free projections of the truth, which nobody has; here a share of the measured rays is
 held out and tells when to stop. Where the views close a turn, the first one (parallel: its mirror image) also follows the last. The learning
-rate falls; in a volume the row is a third coordinate. The published network takes hours on a CPU; 6 x 128 with a rate of 1e-3 takes minutes.
+rate falls; in a volume the row is a third coordinate. The published network takes hours on a CPU; 6 x 128 with a rate of 3e-3 takes minutes.
 Fidelity: published (encoding, network, loss, batch, rates by noise).
 Licence: the authors' code carries no licence; this file is written from the paper's description.
 Use when: you compare with the paper. Interpolating the views linearly (`--no-network`) needs a second and is hard to beat: with few views and
-minutes of training the network loses to it. Total variation (tv) is better than both.
+minutes of training the network loses to it. Total variation (`pdhg-tv`) is better than both.
 """
 
 from __future__ import annotations

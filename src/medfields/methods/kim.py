@@ -8,7 +8,7 @@ Gives: attenuation in 1/mm on the grid of the case; with `--weight 0`, the field
 Deviations: the architecture is not public; Fourier features with a network of 4 x 256 are our guess. The correction is weighted and Hann filtered.
 Fidelity: interpreted.
 Use when: the field is too smooth and detail matters more than streaks. In PSNR the correction gains decibels where the field has not converged and
-next to nothing where it has; it brings back streaks of the residual. Total variation (tv) is better and quicker.
+next to nothing where it has; it brings back streaks of the residual. Total variation (`pdhg-tv`) is better and quicker.
 """
 
 from __future__ import annotations

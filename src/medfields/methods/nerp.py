@@ -53,6 +53,7 @@ class NeRP(Method):
         "Liyue Shen and John Pauly and Lei Xing: NeRP: Implicit Neural Representation Learning with Prior Embedding for Sparsely Sampled "
         "Image Reconstruction. IEEE Transactions on Neural Networks and Learning Systems 2022. arXiv:2108.10991")
     task: ClassVar[str] = "ct"
+    uses: ClassVar[tuple[str, ...]] = ("prior",)
     tiny: ClassVar[dict[str, Any]] = {"net": MLP(GridEncoding(4, 2.0, 16.0, log2_table=10), width=16, depth=1), "embed_steps": 20, "steps": 40,
                                       "embed_lr": 1e-2, "lr": 1e-2, "cold_lr": 1e-2, "held_out": 0.2}
 

@@ -1,6 +1,6 @@
 """NeuRec: one network for many patients: it reads a coarse image of a patient and says the attenuation at any place, then adapts.
 
-A small convolutional network turns the filtered backprojection c of a few views into a map of features z; the field is
+A small network of dilated convolutions turns the filtered backprojection c of a few views into a map of features z; the field is
 f(x) = softplus(MLP(z(x), gamma(x))), z(x) read linearly. `learn` teaches both networks on other patients: it shows them `views` of a
 patient's projections, evenly spread, and asks for all, min mean |A f - y|, before and after a ramp filter. So patients who were scanned
 densely teach most; no images are needed. `solve` makes the field of a new patient in one pass, and adapts its map and MLP to the

@@ -29,7 +29,7 @@ from ..solve import Method, Run
 from ..solve.denoiser import Denoiser, denoised, shipped
 from ..solve.non_local import non_local_means
 from ..solve.plug_and_play import PlugAndPlay
-from ..solve.tomography import RaySystem, coarser, finer, lattice, total_variation
+from ..solve.tomography import FINEST, RaySystem, coarser, finer, lattice, total_variation
 from ..space import Volume
 
 
@@ -64,6 +64,8 @@ class PnP(Method):
     learned: bool = True
 
     def __post_init__(self) -> None:
+        if self.finer > FINEST:
+            raise InputError(f"a lattice {self.finer} times as fine as the answer", f"finer at most {FINEST}; 0 is by the rule")
         if min(self.start, self.steps, self.gradients) < 1 or self.finer < 0 or self.trust < 0 or not 0 < self.last <= self.first:
             raise InputError("a count is below 1, or the noise levels do not fall", "0 < last <= first; finer 0 is by the rule")
 

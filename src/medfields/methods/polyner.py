@@ -79,6 +79,7 @@ class Polyner(Method):
     paper: ClassVar[str] = ("Qing Wu and Lixuan Chen and Ce Wang and Hongjiang Wei and S. Kevin Zhou and Jingyi Yu and Yuyao Zhang: Unsupervised "
                             "Polychromatic Neural Representation for CT Metal Artifact Reduction. NeurIPS 2023. arXiv:2306.15203")
     task: ClassVar[str] = "ct"
+    uses: ClassVar[tuple[str, ...]] = ("metal",)
     tiny: ClassVar[dict[str, Any]] = {"net": Positive(MLP(GridEncoding(4, 2.0, 16.0, log2_table=10), width=16, depth=1), "squareplus", 3.0),
                                       "steps": 30}
 

@@ -10,7 +10,7 @@ Fidelity: published (network, loss, number of rendered views).
 Licence: the authors' code is for non-commercial use; this file is written from the paper's description.
 Use when: you compare with the paper, or want an image that looks as if reconstructed from many views. Part of the published gain is the
 reference, itself a filtered backprojection; against the true object the field before re-projection (`--no-reproject`) is the better answer
-once it has converged. Total variation (tv) is quicker.
+once it has converged. Total variation (`pdhg-tv`) is quicker.
 """
 
 from __future__ import annotations

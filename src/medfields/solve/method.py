@@ -32,12 +32,14 @@ class Method(ABC):
         tiny: overrides of the fields that make it run in about a second, for tests.
         fidelity: "published" (built from the paper or its stated parameters), "interpreted" (details unread), "ours"
             or "classical".
+        uses: what it reads of a case that others leave alone, by the case's own name for it, for instance "prior".
     """
 
     paper: ClassVar[str]
     task: ClassVar[str]
     tiny: ClassVar[dict[str, Any]]
     fidelity: ClassVar[str] = "published"
+    uses: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -19,6 +19,7 @@ from .linear import gradient, gradient_adjoint
 from .run import Run
 
 Order = Literal["golden", "bit-reversed", "as measured"]
+FINEST = 8  # voxels of the lattice in one of the answer, beyond which the rays tell nothing more
 THIN = 1 << 17  # voxels of the answer, up to which a finer lattice is a matter of seconds
 
 
