@@ -16,9 +16,10 @@ from medfields.classical.os_sart import OSSART
 from medfields.classical.pdhg_tv import PDHGTV
 from medfields.classical.sirt import SIRT
 from medfields.errors import GeometryError, InputError
+from medfields.operators.projections import Projector
 from medfields.solve import Run
 from medfields.solve.fbp import angular_weights, filtered_backprojection, parker
-from medfields.solve.tomography import LeastSquares, PrimalDualTV, RaySystem, Slopes, Sweeps, coarser, finer, noise, tv_weight, visits
+from medfields.solve.tomography import LeastSquares, PrimalDualTV, RaySystem, Slopes, Sweeps, coarser, finer, noise, tv_weight, visits, worth
 from medfields.space import Geometry, Grid
 
 VALUE, CENTRE, RADIUS = 0.02, np.array([6.0, -4.0, 0.0]), 20.0
@@ -304,3 +305,23 @@ def test_without_noise_the_weight_falls_with_the_area_of_the_voxels():
     smooth = Geometry.parallel(turns(np.pi, 12), 47, 2.0)
     case = Projections(torch.ones(12, 1, 47), smooth, Grid.from_spacing((32, 32, 1), 2.0, (-31.0, -31.0, 0.0)))
     assert tv_weight(RaySystem(case)) == pytest.approx(0.7) and tv_weight(RaySystem(finer(case, 2), 4)) == pytest.approx(0.175)
+
+
+def test_rays_that_few_photons_pass_count_less() -> None:
+    """By exp(-y), 1 on average over the trusted; with equal worth the middle of a dense body is noisier, whatever the penalty."""
+    rng = np.random.default_rng(0)
+    grid = Grid.from_spacing((48, 48, 1), 4.0, (-94.0, -94.0, 0.0))
+    x = grid.points()[..., :2]
+    truth = 0.03 * ((x / torch.tensor([92.0, 60.0])).square().sum(-1) < 1).float()
+    geometry = Geometry.parallel(np.arange(30) * np.pi / 30, 69, 4.0)
+    clean = Projector(grid, geometry).apply(truth).double().numpy()
+    counted = rng.poisson(3e3 * np.exp(-clean)).clip(1)
+    case = Projections(torch.tensor(-np.log(counted / 3e3), dtype=torch.float32), geometry, grid, photons=3e3)
+    errors = {p: (PDHGTV(steps=100, finer=1).solve(replace(case, photons=p), Run()).data[0] - truth).square().mean().item() for p in (0.0, 3e3)}
+    assert errors[3e3] < 0.8 * errors[0.0], errors
+    good = torch.ones(case.data.shape, dtype=torch.bool)
+    good[:, :, :30] = False
+    shares = worth(replace(case, good=good))
+    assert float(shares[good].mean()) == pytest.approx(1.0, abs=1e-4) and not shares[~good].any()
+    assert torch.allclose((shares * case.data.exp())[good], (shares * case.data.exp())[good][0].expand(int(good.sum())), rtol=1e-4)
+    assert torch.equal(worth(replace(case, photons=0.0)), case.weight)

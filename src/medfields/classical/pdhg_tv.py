@@ -21,7 +21,7 @@ from torch import nn
 from ..cases import Projections
 from ..errors import InputError
 from ..solve import Method, Run
-from ..solve.tomography import FINEST, RaySystem, coarser, finer, lattice, total_variation
+from ..solve.tomography import FINEST, RaySystem, coarser, finer, lattice, total_variation, worth
 from ..space import Volume
 
 
@@ -58,6 +58,6 @@ class PDHGTV(Method):
     @torch.no_grad()
     def solve(self, case: Projections, run: Run, prior: nn.Module | None = None) -> Volume:
         times, subrays = lattice(case, self.finer, self.subrays)
-        system = RaySystem(finer(case, times), subrays, run.device)
+        system = RaySystem(finer(case, times), subrays, run.device, weight=worth(case))
         image = total_variation(system, run, self.steps, self.weight)
         return Volume(coarser(system.level * image.cpu(), case, times), case.grid, case.unit)

@@ -29,7 +29,7 @@ from ..solve import Method, Run
 from ..solve.denoiser import Denoiser, denoised, shipped
 from ..solve.non_local import non_local_means
 from ..solve.plug_and_play import PlugAndPlay
-from ..solve.tomography import FINEST, RaySystem, coarser, finer, lattice, total_variation
+from ..solve.tomography import FINEST, RaySystem, coarser, finer, lattice, total_variation, worth
 from ..space import Volume
 
 
@@ -72,7 +72,7 @@ class PnP(Method):
     @torch.no_grad()
     def solve(self, case: Projections, run: Run, prior: nn.Module | None = None) -> Volume:
         times, subrays = lattice(case, self.finer)
-        system = RaySystem(finer(case, times), subrays, run.device)
+        system = RaySystem(finer(case, times), subrays, run.device, weight=worth(case))
         image = total_variation(system, run, self.start)
         state = PlugAndPlay(system, self._denoiser(prior, run), image, self.steps, self.first, self.last, self.trust, self.gradients)
         for _ in run.steps(self.steps, "plug and play", state):

@@ -46,6 +46,7 @@ _ALL = (
       for k in "abc"),
     Task("slice-a-360", "chest slice, 128 x 128, 360 views: what filtered backprojection can reach", _SLICES["a"], 360, methods=("fbp",)),
     Task("limited-a", "chest slice, 128 x 128, 40 views over 120 degrees", _SLICES["a"], 40, arc=120.0, methods=("classical", "intratomo")),
+    Task("slice-b-photons", "slice b, 40 views of a fan, 10,000 photons a pixel", _SLICES["b"], 40, "fan", photons=1e4, methods=("classical",)),
     Task("cone-head", "head (TIGRE), 128^3, cone beam, 50 views", Source(HEAD, 0, 0, 128, 0.0), 50, "cone", 1, methods=_VOLUME),
     Task("cone-chest", "chest, 128 x 128 x 100, cone beam, 50 views", Source(CHEST, 0, 0, 256), 50, "cone", methods=_VOLUME),
     Task("prior", "chest slice with an earlier scan, 128 x 128, 20 views", Source(CHEST, 50), 20, kind="prior", methods=("pdhg-tv", "nerp")),
@@ -112,6 +113,8 @@ ABLATIONS: tuple[Ablation, ...] = (
     Ablation("fixed bells", ("slice-a",), ("gaussians",), {"adapt": False}),
     Ablation("not learned", ("slice-a",), ("neurec",), prior="none"),
     Ablation("not adapted", ("slice-a",), ("neurec",), {"steps": None}),
+    Ablation("100 steps", ("slice-a",), ("neurec",), {"steps": 100}),
+    Ablation("100 steps, not learned", ("slice-a",), ("neurec",), {"steps": 100}, prior="none"),
     Ablation("one network", ("slice-a-40db",), ("uncertainr",), {"members": 1}),
 )
 
