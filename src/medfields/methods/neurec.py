@@ -13,6 +13,7 @@ at random and all is left to the adaptation.
 Fidelity: interpreted (paper's idea; its details are unread).
 Licence: no code is known; written from the idea.
 Use when: there are scans of other patients of the same region, and a patient with few views. What is not in the views comes from the others.
+Measured: one dB over an unlearned start after 100 steps of adaptation, next to nothing after 300.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 z = D(x, sigma) is the image without noise of a falling level sigma, and x is what explains the data best near z:
 min over x >= 0 of  1/2 |A x - y|_W^2 + mu/2 |x - z|^2,  mu = trust s^2 / sigma^2, where s is what z leaves of the data, and so follows their noise.
+W trusts rays by the photons that passed, where those of the open beam are stated.
 The denoiser knows images, not scanners: one serves any orbit, number of views and noise. Slices are solved for on a lattice twice as fine as
 the answer, and a slice's neighbours help to denoise it; volumes are denoised along their three axes in turn.
 
