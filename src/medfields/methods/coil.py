@@ -10,7 +10,7 @@ rate falls; in a volume the row is a third coordinate. The published network tak
 Fidelity: published (encoding, network, loss, batch, rates by noise).
 Licence: the authors' code carries no licence; this file is written from the paper's description.
 Use when: you compare with the paper. Interpolating the views linearly (`--no-network`) needs a second; the network passes it only after all of its
-3,000 epochs, and not with noise of 40 dB. Total variation (`pdhg-tv`) is better than both.
+3,000 epochs, by less than a decibel. Total variation (`pdhg-tv`) is better than both by far.
 """
 
 from __future__ import annotations

@@ -110,6 +110,7 @@ ABLATIONS: tuple[Ablation, ...] = (
     Ablation("no correction", ("slice-a",), ("kim",), {"weight": 0.0}),
     Ablation("no refinement", ("slice-a", "limited-a"), ("intratomo",), {"refine": False}),
     Ablation("one level", ("slice-a",), ("naf",), {"levels": 1}),
+    Ablation("random rays", ("cone-head",), ("naf",), {"rays": 1024, "lr": 1e-3, "steps": 1000}),
     Ablation("fixed bells", ("slice-a",), ("gaussians",), {"adapt": False}),
     Ablation("not learned", ("slice-a",), ("neurec",), prior="none"),
     Ablation("not adapted", ("slice-a",), ("neurec",), {"steps": None}),
