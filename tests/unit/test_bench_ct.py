@@ -184,3 +184,10 @@ def test_requirements_judge_the_rows() -> None:
     assert told["uncertainr, expected calibration error"] == ["not measured", "**no**"]
     assert told[f"time of {default}, `slice-a`, slowest seed"] == ["30.0 s", "yes"]
     assert scans_ct.scan_name(ct.TASKS["slice-a"]) != scans_ct.scan_name(ct.TASKS["slice-b"])
+
+
+def test_a_limited_arc_is_what_the_views_cover(patient: Path) -> None:
+    task = toy(arc=60.0)
+    towards = ct.trial(task, ct.acquire(task, patient), 0).case.geometry.towards
+    span = np.degrees(np.arccos(np.clip(towards[0] @ towards[-1], -1, 1)))
+    assert span == pytest.approx(60 * 23 / 24, abs=0.01)

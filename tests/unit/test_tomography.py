@@ -16,6 +16,7 @@ from medfields.classical.os_sart import OSSART
 from medfields.classical.pdhg_tv import PDHGTV
 from medfields.classical.sirt import SIRT
 from medfields.errors import GeometryError, InputError
+from medfields.methods.pnp import PnP
 from medfields.operators.projections import Projector
 from medfields.solve import Run
 from medfields.solve.fbp import angular_weights, filtered_backprojection, parker
@@ -319,6 +320,8 @@ def test_rays_that_few_photons_pass_count_less() -> None:
     case = Projections(torch.tensor(-np.log(counted / 3e3), dtype=torch.float32), geometry, grid, photons=3e3)
     errors = {p: (PDHGTV(steps=100, finer=1).solve(replace(case, photons=p), Run()).data[0] - truth).square().mean().item() for p in (0.0, 3e3)}
     assert errors[3e3] < 0.8 * errors[0.0], errors
+    told = [PnP(start=10, steps=4, finer=1).solve(replace(case, photons=p), Run()).data for p in (0.0, 3e3)]
+    assert not torch.allclose(*told)
     good = torch.ones(case.data.shape, dtype=torch.bool)
     good[:, :, :30] = False
     shares = worth(replace(case, good=good))
