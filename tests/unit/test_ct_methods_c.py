@@ -221,3 +221,12 @@ def test_linear_interpolation_removes_streaks():
     assert torch.equal(got[~out], raw[~out]), "the metal is put back"
     with pytest.raises(InputError, match="metal"):
         LinearInterpolationMAR().solve(replace(case, metal=None), Run())
+
+
+def test_bells_that_do_not_adapt_stay_as_they_start() -> None:
+    case = Projections.toy(0)
+    method = GaussianSplats(count=60, densify=0, steps=12, start=5, adapt=False)
+    rng = Run().generator("start")
+    start, found = begin(case, 60, 5, rng).net, method.solve(case, Run()).net
+    assert torch.equal(start.centres, found.centres.cpu()) and torch.equal(start.log_scales, found.log_scales.cpu())
+    assert not torch.equal(start.densities, found.densities.cpu())
