@@ -9,13 +9,17 @@ import pytest
 
 from medfields import plugins
 from medfields.cli.main import TASKS
+from medfields.errors import MissingExtra
 from medfields.testing import METHOD_CHECKS
 
 
 @pytest.mark.parametrize("name", sorted(plugins.entries()))
 @pytest.mark.parametrize("check", METHOD_CHECKS, ids=lambda c: c.__name__)
 def test_method(name: str, check: Callable) -> None:
-    check(plugins.load(name))
+    try:
+        check(plugins.load(name))
+    except MissingExtra as error:  # other people's programs, which come with an extra or live in an environment of their own
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("name", sorted(plugins.entries()))

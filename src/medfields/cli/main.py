@@ -15,8 +15,10 @@ from ..errors import MedfieldsError, OutOfMemory, UnknownName, says_memory
 TASKS = {
     "superres": ("superres", "superres", "thick slices in, one sharp isotropic volume out"),
     "ct": ("ct", "ct", "X-ray projections in, a slice or a volume out"),
+    "register": ("register", "register", "two images in, the deformation between them out"),
 }
 COMMANDS = {
+    "apply": ("apply", "apply", "carry an image, points, a mesh or a dose by a warp"),
     "query": ("query", "query", "read a .field at another spacing, on another image's grid, or at points"),
     "list": ("inspect", "list_methods", "the methods, with one line each"),
     "show": ("inspect", "show", "the card of a method: paper, needs, deviations, hyper-parameters"),
@@ -95,6 +97,7 @@ tools
 examples
   medfields superres axial.nii.gz sagittal.nii.gz -o iso.nii.gz --spacing 0.8
   medfields ct projections.h5 -o volume.nii.gz --check
+  medfields register fixed.nii.gz moving.nii.gz -o warped.nii.gz
   medfields query iso.field --spacing 0.5 -o fine.nii.gz
 
 `--debug` with any command shows the traceback of an error. Intended use: research."""

@@ -13,11 +13,12 @@ from .mlp import MLP, Network
 from .positive import Positive
 from .siren import Finer, Siren
 from .spec import SPECS, Spec, from_json, parameter_count, spec, to_json, width_for
+from .tube import Tube
 from .warp import Affine, Composed, Flow, InPlane, composed, displacement, from_lattice, inverse_at, jacobian, on_lattice
 
 __all__ = [
     "MLP", "SPECS", "Affine", "BSpline", "Cells", "Composed", "Conditional", "Dropout", "Field", "Finer", "Flow", "Fourier", "Gaussians",
     "GridEncoding", "Harmonics", "Hybrid", "Identity", "InPlane", "LazyVolume", "LinearBasis", "MultiHead", "NeRFEncoding", "Network", "Positive",
-    "Siren", "Spec", "composed", "displacement", "drawing", "from_json", "from_lattice", "inverse_at", "jacobian", "on_lattice",
+    "Siren", "Spec", "Tube", "composed", "displacement", "drawing", "from_json", "from_lattice", "inverse_at", "jacobian", "on_lattice",
     "parameter_count", "spec", "to_json", "width_for",
 ]

@@ -1,0 +1,124 @@
+"""Similarities of neighbourhoods: they forgive what changes slowly over an image, a coil's sensitivity or breath in a lung."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..kernels.window import window_sums
+
+Lattices = Float[Tensor, "*batch I J K"]
+Windows = dict[str, Tensor]
+
+
+def local_ncc(a: Lattices, b: Lattices, radius: int = 4, mask: Bool[Tensor, "*batch I J K"] | None = None, margin: int = 0,
+              noise: float = 1e-4) -> Float[Tensor, ""]:
+    """Mean over windows of the correlation coefficient in each window, in [-1, 1] (Avants et al., Med. Image Anal. 2008, without the square).
+
+    Args:
+        a, b: images on one lattice.
+        radius: voxels; a window has (2 radius + 1)^3 of them.
+        mask: voxels that count, in the windows and as their centres.
+        margin: voxels at the border of the lattice whose windows do not count: the halo of a block.
+        noise: variance, as a share of each image's own, that is added to that of a window: flat windows then say nothing.
+    """
+    whole = torch.ones_like(a) if mask is None else mask.to(a)
+    centres = whole
+    if margin:
+        centres = torch.zeros_like(whole)
+        inner = (..., *(slice(margin, n - margin) for n in a.shape[-3:]))
+        centres[inner] = whole[inner]
+    if not centres.any():
+        return (a * b).sum() * 0
+    a, b = (_standard(image, whole) for image in (a, b))
+    if a.requires_grad:
+        return _closed(b, a, radius, whole, centres, noise) if not b.requires_grad else _open(a, b, radius, whole, centres, noise)
+    return _closed(a, b, radius, whole, centres, noise)
+
+
+def _standard(image: Lattices, mask: Lattices) -> Lattices:
+    """Mean 0 and standard deviation 1 inside the mask, as numbers, not as functions: rounding is then the same for every unit."""
+    inside = image.detach()[mask > 0]
+    return (image - inside.mean()) / inside.std(correction=0).clamp_min(1e-12)
+
+
+def _moments(a: Tensor, b: Tensor, radius: int, mask: Tensor, noise: float) -> tuple[Tensor, ...]:
+    """Count, means, variances and covariance of every window."""
+    n, sa, sb, saa, sbb, sab = window_sums(torch.stack([mask, mask * a, mask * b, mask * a * a, mask * b * b, mask * a * b]), radius).unbind(0)
+    n = n.clamp_min(1)
+    ma, mb = sa / n, sb / n
+    return n, ma, mb, saa / n - ma * ma + noise, sbb / n - mb * mb + noise, sab / n - ma * mb
+
+
+def _open(a: Tensor, b: Tensor, radius: int, mask: Tensor, centres: Tensor, noise: float) -> Float[Tensor, ""]:
+    """By autograd, in both images."""
+    _, _, _, va, vb, cov = _moments(a, b, radius, mask, noise)
+    return (centres * cov / (va * vb).sqrt()).sum() / centres.sum()
+
+
+def _closed(a: Tensor, b: Tensor, radius: int, mask: Tensor, centres: Tensor, noise: float) -> Float[Tensor, ""]:
+    return _LocalNCC.apply(a, b, radius, mask, centres, noise)
+
+
+class _LocalNCC(torch.autograd.Function):
+    """The gradient in b in closed form: four more window sums instead of a graph of forty lattices.
+
+    With p = w / (n sqrt(va vb)), q = w cc / (n vb), w = 1 / number of windows, and S the window sum:
+    d/db(y) = m(y) [a(y) S p - S(p mean_a) - b(y) S q + S(q mean_b)](y).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, radius: int, mask: Tensor, centres: Tensor, noise: float) -> Tensor:
+        n, ma, mb, va, vb, cov = _moments(a.detach(), b.detach(), radius, mask, noise)
+        weight = centres / centres.sum()
+        p = weight / (n * (va * vb).sqrt())
+        cc = cov / (va * vb).sqrt()
+        q = weight * cc / (n * vb)
+        ctx.save_for_backward(a, b, mask, p, p * ma, q, q * mb)
+        ctx.radius = radius
+        return (weight * cc).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, mask, *rest = ctx.saved_tensors
+        p, pa, q, qb = window_sums(torch.stack(rest), ctx.radius).unbind(0)
+        return None, grads[0] * mask * (a * p - pa - b * q + qb), None, None, None, None
+
+
+def mind_ssc(image: Lattices, spacing: Sequence[float] = (1, 1, 1), radius: int = 1, dilation: int = 2) -> Float[Tensor, "*batch 12 I J K"]:
+    """The modality independent neighbourhood descriptor with self-similarity context, twelve numbers in (0, 1] per voxel
+    (Heinrich et al., MICCAI 2013): exp(-D / V) of the patch distances D between pairs of the six neighbours that touch at 90 degrees.
+
+    Args:
+        image: one image.
+        spacing: mm; not used by the published form, whose neighbours are voxels.
+        radius: of the patches, voxels.
+        dilation: distance of the neighbours, voxels.
+    """
+    six = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
+    pairs = [(p, q) for n, p in enumerate(six) for q in six[n + 1:] if sum(abs(s - t) for s, t in zip(p, q, strict=True)) == 2 and
+             any(s * t == 0 and (s or t) for s, t in zip(p, q, strict=True)) and tuple(-s for s in p) != q]
+    distances = []
+    for p, q in pairs:
+        gap = _shifted(image, p, dilation) - _shifted(image, q, dilation)
+        distances.append(window_sums(gap.square().contiguous(), radius) / (2 * radius + 1) ** 3)
+    d = torch.stack(distances, -4)
+    d = d - d.amin(-4, keepdim=True)
+    variance = d.mean(-4, keepdim=True)
+    typical = float(variance.mean())
+    return torch.exp(-d / variance.clamp(1e-3 * typical + 1e-12, 1e3 * typical + 1e-12))
+
+
+def _shifted(image: Lattices, step: tuple[int, int, int], times: int) -> Lattices:
+    """image(x + times * step), the border repeated."""
+    for axis, s in zip((-3, -2, -1), step, strict=True):
+        if s:
+            n = image.shape[axis]
+            image = image.index_select(axis, (torch.arange(n, device=image.device) + times * s).clamp(0, n - 1))
+    return image
