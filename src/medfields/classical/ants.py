@@ -1,4 +1,4 @@
-"""Symmetric normalisation (SyN) by ANTs, after an affine map: what most papers compare with.
+"""Symmetric normalisation (SyN) by ANTs, if asked after an affine map: what most papers compare with.
 
 A program of others, run as a yardstick in an environment of its own: ANTsPy asks for versions of numpy that we do not. The images are cut
 to their masks; where both have one, what is outside is painted with one value.
@@ -37,7 +37,7 @@ class ANTs(Method):
     Args:
         steps: at each level from coarse to fine; each level halves the voxels.
         radius: of the window of the correlation, voxels.
-        affine: an affine map first, by mutual information.
+        affine: an affine map first, by mutual information; useful where the start is poor.
         step_length: of an update at its longest, voxels.
         smooth: variance of the Gaussian that smooths each update, voxels.
         stiff: variance of the Gaussian that smooths the whole displacement, voxels.
@@ -48,12 +48,12 @@ class ANTs(Method):
         "Brian B. Avants et al.: A reproducible evaluation of ANTs similarity metric performance in brain image registration. NeuroImage 2011. "
         "doi:10.1016/j.neuroimage.2010.09.025")
     task: ClassVar[str] = "register"
-    tiny: ClassVar[dict[str, Any]] = {"steps": (10, 10), "affine": False}
+    tiny: ClassVar[dict[str, Any]] = {"steps": (10, 10)}
     fidelity: ClassVar[str] = "classical"
 
-    steps: tuple[int, ...] = (100, 70, 50, 20)
+    steps: tuple[int, ...] = (100, 50, 20)
     radius: int = 2
-    affine: bool = True
+    affine: bool = False
     step_length: float = 0.2
     smooth: float = 3.0
     stiff: float = 0.0

@@ -43,7 +43,7 @@ class Demons(Method):
     fidelity: ClassVar[str] = "classical"
 
     steps: tuple[int, ...] = (100, 80, 40)
-    smooth: float = 1.5
+    smooth: float = 2.0
     step_length: float = 2.0
     margin: float = 10.0
 

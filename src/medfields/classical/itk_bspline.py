@@ -46,9 +46,9 @@ class ITKBSpline(Method):
 
     spacing: float = 16.0
     levels: int = 4
-    steps: int = 40
+    steps: int = 30
     metric: Literal["correlation", "mutual information"] = "correlation"
-    share: float = 0.1
+    share: float = 0.05
     margin: float = 10.0
 
     def solve(self, case: Pair, run: Run, prior: nn.Module | None = None) -> Field:
@@ -72,7 +72,8 @@ class ITKBSpline(Method):
             search.SetMetricAsMattesMutualInformation(32)
         search.SetMetricSamplingStrategy(search.RANDOM if self.share < 1 else search.NONE)
         search.SetMetricSamplingPercentage(min(self.share, 1.0), run.seed + 1)
-        search.SetOptimizerAsLBFGS2(numberOfIterations=self.steps, deltaConvergenceTolerance=0)
+        search.SetOptimizerAsLBFGS2(numberOfIterations=self.steps, deltaConvergenceTolerance=0,
+                                      solutionAccuracy=1e-12)  # of its gradient per mm, which is small: or it stops too soon
         for mask, use in ((images.mask, search.SetMetricFixedMask), (images.moving_mask, search.SetMetricMovingMask)):
             if mask is not None:
                 use(itk_image(sitk, mask) > 0.5)

@@ -31,6 +31,8 @@ class Tube(Spec):
         radius: mm, of the tube.
         inner: d, a function of q.
         smooth, slack, extend: as in `TubeChart`.
+        even: d is told, and tells, lengths in units of the box's radius along the tube as across it, so that its bandwidth means the same in both, and
+            as much as in the world; else q itself, as published, where a unit along a long tube is many times one across.
     """
 
     centreline: tuple[float, ...]
@@ -39,6 +41,7 @@ class Tube(Spec):
     smooth: Smoothing = "spline"
     slack: float = 0.05
     extend: float = 0.2
+    even: bool = True
 
     def __post_init__(self) -> None:
         bounded(self, radius=(1e-6, 1e6), slack=(1e-6, 1), extend=(1e-3, 1))
@@ -71,7 +74,7 @@ class Tube(Spec):
 
     def build(self, box: Box, channels: int) -> nn.Module:
         _three(self, box, channels)
-        return InTube(self.chart, self.inner.build(UNIT, 3), box)
+        return InTube(self.chart, self.inner.build(UNIT, 3), box, self.even)
 
 
 class InTube(nn.Module):
@@ -79,15 +82,19 @@ class InTube(nn.Module):
 
     jet_order = 1
     centre: Tensor
+    units: Tensor
 
-    def __init__(self, chart: TubeChart, inner: nn.Module, box: Box):
+    def __init__(self, chart: TubeChart, inner: nn.Module, box: Box, even: bool):
         super().__init__()
         self.chart, self.inner, self.scale = chart, inner, float(box.radius[0])
+        units = torch.tensor([chart.span, 2 * chart.radius, 2 * chart.radius]) / self.scale if even else torch.ones(3)
+        self.register_buffer("units", units, persistent=False)
         self.register_buffer("centre", torch.tensor(box.centre, dtype=torch.float32), persistent=False)
 
     def carried(self, q: Points) -> tuple[Points, Float[Tensor, "*batch 3 3"]]:
         """Where tube coordinates are carried to, and the gradient of that, both in tube coordinates."""
-        d, slope = self.inner.jet(q, 1)  # type: ignore[operator]
+        d, slope = self.inner.jet(self.units * q, 1)  # type: ignore[operator]
+        d, slope = d / self.units, slope * self.units / self.units[:, None]
         fade, by = self.chart.fade(q)
         f = torch.eye(3, dtype=q.dtype, device=q.device) + fade[..., None] * slope + d[..., None] * by[..., None, :]
         return q + fade * d, f
@@ -98,7 +105,7 @@ class InTube(nn.Module):
 
     def forward(self, u: Points) -> Points:
         flat, moves, q = self._moves(u)
-        y = self.chart.to_world(q + self.chart.fade(q)[0] * self.inner(q))
+        y = self.chart.to_world(q + self.chart.fade(q)[0] * self.inner(self.units * q) / self.units)
         return torch.zeros_like(flat).index_put((moves,), (y - self._world(flat[moves])) / self.scale).reshape(u.shape)
 
     def jet(self, u: Points, order: int) -> tuple[Tensor, ...]:

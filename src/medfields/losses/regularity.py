@@ -28,7 +28,7 @@ def volume_change(f: Slopes) -> Float[Tensor, ""]:
 
 def symmetric_volume_change(f: Slopes, low: float = 0.1) -> Float[Tensor, ""]:
     """Mean d + 1/d - 2, d = det f: halving costs as doubling does (van Harten et al., IEEE TMI 2024). Below `low` it goes on as its tangent."""
-    return _barrier(determinant(f), low).mean()
+    return barrier(determinant(f), low).mean()
 
 
 def fold(f: Slopes) -> Float[Tensor, ""]:
@@ -82,10 +82,10 @@ def conformal(f: Slopes, shape: float = 0.1, volume: float = 0.05, power: float 
     size = (f.square().sum((-2, -1)) / 3).pow(1.5)
     inverse = 1 / safe - (d - safe) / safe.square()
     distorted = (size * inverse - 1).clamp_min(0)
-    return (shape * distorted.pow(power) + volume * _barrier(d, LEAST)).mean()
+    return (shape * distorted.pow(power) + volume * barrier(d, LEAST)).mean()
 
 
-def _barrier(d: Determinants, low: float) -> Determinants:
+def barrier(d: Determinants, low: float) -> Determinants:
     safe = d.clamp_min(low)
     return safe + 1 / safe - 2 + (1 - 1 / safe.square()) * (d - safe)
 

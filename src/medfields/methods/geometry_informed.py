@@ -43,6 +43,7 @@ class GeometryInformed(Method):
         smooth, slack: of the centreline: a "polynomial" of degree 8 as published, or a "spline" whose rms distance from the points is this share of
             the radius.
         extend: share of the centreline's length that is added, straight, at each end.
+        even: one unit of length along the tube and across it; else -1 to 1 in each direction, as published.
         steps, lr: of Adam.
         samples: voxels in a step.
     """
@@ -61,6 +62,7 @@ class GeometryInformed(Method):
     smooth: Smoothing = "spline"
     slack: float = 0.05
     extend: float = 0.2
+    even: bool = True
     steps: int = 2500
     lr: float = 1e-4
     samples: int = 10_000
@@ -71,8 +73,8 @@ class GeometryInformed(Method):
                              "--centreline points.csv --tube-radius 15 (mm)")
         if case.grid.is_2d:
             raise InputError("a tube lies in a volume, these images are slices")
-        tube = Tube.along(case.centreline, case.tube_radius, self.net, smooth=self.smooth, slack=self.slack, extend=self.extend)
-        field = case.displacement(tube if self.chart == "tube" else self.net)
+        tube = Tube.along(case.centreline, case.tube_radius, self.net, smooth=self.smooth, slack=self.slack, extend=self.extend, even=self.even)
+        field = case.displacement(tube if self.chart == "tube" else self.net, zero=True)
         return run.fit(Tubular(field, tube.chart, case, self), steps=self.steps, lr=self.lr, name="fit").field
 
 

@@ -1,0 +1,217 @@
+"""Free-form deformation: B-splines on nested lattices, fitted to all voxels at once, coarse to fine.
+
+Displacements are c = c_0 + S (c_1 + S (c_2 + ...)): the coefficients of the finest lattice, with S the exact subdivision of cubic B-splines from a
+lattice to one twice as fine. All lattices are trained together, the coarse ones first: what is large and smooth then moves in one step of Adam,
+which on the finest lattice alone would take hundreds. The result is one B-spline.
+
+On lattices that run along the image's axes, values and derivatives at all voxels are three small matrix products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..cases import Pair
+from ..errors import InputError
+from ..fields import BSpline, Field
+from ..fields.bspline import LinearBasis
+from ..fields.warp import Plane
+from ..kernels.trilinear import trilinear
+from ..losses import determinant, mse
+from ..losses.local import local_ncc
+from ..losses.regularity import barrier
+from ..losses.similarity import mutual_information
+from ..space import Box, Grid, Volume
+from .pairing import blurred
+from .problem import Problem
+
+Lattice = Float[Tensor, "3 I J K"]
+
+
+def nested(grid: Grid, box: Box, spacing: float, levels: int) -> list[Grid]:
+    """Lattices along a grid's axes, the finest of `spacing` mm first, each next one twice as wide, that cover a box with one and a half cells to
+    spare. Every node of a lattice is one of the next finer. Of slices they have one node across."""
+    corners = np.array(np.meshgrid(*zip(box.lo, box.hi, strict=True), indexing="ij")).reshape(3, -1).T @ np.linalg.inv(grid.directions).T
+    lo, hi, widest = corners.min(0), corners.max(0), spacing * 2 ** (levels - 1)
+    n = np.ceil((hi - lo) / widest).astype(int) + 3
+    origin, made = (lo + hi) / 2 - (n - 1) / 2 * widest, []
+    if grid.is_2d:
+        n[2], origin[2] = 1, (np.linalg.inv(grid.directions) @ grid.centre)[2]
+    for level in range(levels):
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = grid.directions * spacing * 2**level, grid.directions @ origin
+        shape = (n - 1) * 2 ** (levels - 1 - level) + 1
+        made.append(Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine))
+    return made
+
+
+def subdivided(c: Float[Tensor, "C i j k"], shape: tuple[int, int, int]) -> Float[Tensor, "C I J K"]:
+    """Coefficients of the same cubic spline on the lattice twice as fine: (1, 6, 1) / 8 at the old nodes, (1, 1) / 2 between them."""
+    for axis, n in enumerate(c.shape[1:], 1):
+        if n > 1:
+            wide = torch.cat([c.narrow(axis, 0, 1), c, c.narrow(axis, n - 1, 1)], axis)
+            left, here, right = (wide.narrow(axis, k, n) for k in range(3))
+            c = torch.stack([(left + 6 * here + right) / 8, (here + right) / 2], axis + 1).flatten(axis, axis + 1).narrow(axis, 0, shape[axis - 1])
+    return c
+
+
+class FreeForm(nn.Module):
+    """Displacements in mm on nested lattices; `parts[0]` is the finest."""
+
+    def __init__(self, grid: Grid, box: Box, spacing: float, levels: int):
+        super().__init__()
+        self.lattices = nested(grid, box, spacing, levels)
+        self.parts = nn.ParameterList(torch.zeros(3, *lattice.shape) for lattice in self.lattices)
+        self.box = box
+
+    def coefficients(self, finest: int = 0) -> Lattice:
+        """mm, on the lattice `finest`; what finer ones add is left out."""
+        c = self.parts[-1]
+        for level in range(len(self.parts) - 2, finest - 1, -1):
+            c = subdivided(c, self.lattices[level].shape) + self.parts[level]
+        return c
+
+    def tables(self, grid: Grid, finest: int = 0, order: int = 0) -> list[Tensor]:
+        """The basis of a lattice, or its derivative per mm, at the voxels of a grid, axis by axis: see `LinearBasis.bases`."""
+        lattice = self.lattices[finest]
+        found = LinearBasis(BSpline.on(lattice, 3), self.box, 1).bases(grid, order)
+        if found is None:
+            raise InputError("the grid does not run along the lattices of the displacement")
+        return [table / float(step) ** order for table, step in zip(found, lattice.spacing, strict=True)]
+
+    @torch.no_grad()
+    def start_from(self, u: Volume, part: int) -> None:
+        """Take displacements in mm, read at the nodes, for the coefficients of a part, which smooths them a little."""
+        lattice = self.lattices[part]
+        index = torch.tensor(u.grid.index(lattice.points().reshape(-1, 3).double().numpy()), dtype=torch.float32)
+        self.parts[part].copy_(trilinear(u.data, index).T.reshape(3, *lattice.shape))
+
+    def field(self, case: Pair) -> Field:
+        """The displacement as a field of one B-spline."""
+        warp = case.displacement(BSpline.on(self.lattices[0], 3))
+        basis = warp.net.inner if isinstance(warp.net, Plane) else warp.net
+        assert isinstance(basis, LinearBasis)
+        with torch.no_grad():
+            basis.coefficients.copy_(self.coefficients().cpu() / float(warp.radius[0]))
+        return warp
+
+
+class Regularity(nn.Module):
+    """Bending and change of volume of a `FreeForm` at the nodes of a lattice, in mm.
+
+    Args:
+        form: the displacement.
+        finest: the lattice.
+        bending: weight, mm^2, of the mean squared second derivatives.
+        volume: weight of the mean of det + 1/det - 2: a barrier against folds.
+    """
+
+    def __init__(self, form: FreeForm, finest: int, bending: float, volume: float):
+        super().__init__()
+        self.bending, self.volume = bending, volume
+        lattice = form.lattices[finest]
+        self.tables = [form.tables(lattice, finest, order) for order in range(3)]
+        self.axes = torch.tensor(np.linalg.inv(lattice.directions), dtype=torch.float32)
+
+    def derivative(self, c: Lattice, *axes: int) -> Lattice:
+        """The derivative of u along lattice axes, per mm."""
+        return LinearBasis.on([self.tables[axes.count(d)][d].to(c.device) for d in range(3)], c)
+
+    def forward(self, c: Lattice) -> dict[str, Tensor]:
+        found = {}
+        if self.bending:
+            pairs = [(a, b) for a in range(3) for b in range(a, 3)]
+            squares = [(1 if a == b else 2) * self.derivative(c, a, b).square().sum(0).mean() for a, b in pairs]
+            found["bending"] = self.bending * torch.stack(squares).sum()
+        if self.volume:
+            slope = torch.stack([self.derivative(c, a) for a in range(3)], -1).movedim(0, -2)  # [..., world component, lattice axis]
+            f = slope @ self.axes.to(c.device) + torch.eye(3, device=c.device)
+            found["volume"] = self.volume * barrier(determinant(f), 0.1).mean()
+        return found
+
+
+class Views(nn.Module):
+    """Both images of a pair as one level of a pyramid sees them: blurred, on a lattice around what counts.
+
+    Args:
+        case: the images.
+        voxel: mm of the lattice at least; the image's own if they are larger.
+        blur: Gaussian width (sigma), mm.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    inside: Tensor
+    start: Tensor
+    turn: Tensor
+
+    def __init__(self, case: Pair, voxel: float, blur: float):
+        super().__init__()
+        where = torch.nonzero(case.inside)
+        lo = (where.amin(0).numpy() - 2).clip(0)
+        own = case.grid.crop(lo, np.minimum(where.amax(0).numpy() + 3, case.grid.shape) - lo)
+        self.grid = own.with_spacing(np.maximum(own.spacing, voxel).tolist())
+        seen = [blurred(image, blur) for image in (case.fixed, case.aligned)]
+        mask = case.mask.on(self.grid).data[0] > 0.5 if case.mask is not None else torch.ones(self.grid.shape, dtype=torch.bool)
+        to_index = np.linalg.inv(case.aligned.grid.affine)
+        buffers = {"fixed": seen[0].on(self.grid).data[0], "moving": seen[1].data, "inside": mask,
+                   "turn": torch.tensor(to_index[:3, :3], dtype=torch.float32),
+                   "start": torch.tensor(seen[1].grid.index(self.grid.points().reshape(-1, 3).double().numpy()), dtype=torch.float32)}
+        for name, value in buffers.items():
+            self.register_buffer(name, value, persistent=False)
+        self.moving_mask = case.aligned_mask
+
+    def warped(self, u: Lattice) -> Float[Tensor, "I J K"]:
+        """The moving image at x + u(x), at the lattice's voxels."""
+        return trilinear(self.moving, self.start + u.flatten(1).T @ self.turn.T).reshape(self.grid.shape)
+
+    @torch.no_grad()
+    def counting(self, u: Lattice) -> Tensor:
+        """Voxels that count in both images."""
+        if self.moving_mask is None:
+            return self.inside
+        return self.inside & (trilinear(self.moving_mask.data.to(u), self.start + u.flatten(1).T @ self.turn.T) > 0.5).reshape(self.grid.shape)
+
+
+class LatticeMatch(Problem):
+    """How unlike the fixed and the warped moving image are over all voxels of a level, and how irregular the displacement is.
+
+    Args:
+        form: the displacement; trained in place.
+        views: of the images.
+        finest: the finest lattice that takes part, 0 for all.
+        similarity: "ncc" in windows, "mi" (mutual information of all voxels, in nats) or "mse" in units of the fixed image's variance.
+        window: half the side of the windows, mm; at least one voxel.
+        bending, volume: see `Regularity`.
+    """
+
+    memory = "the number of voxels: choose a larger --voxel"
+
+    def __init__(self, form: FreeForm, views: Views, finest: int, similarity: str, window: float, bending: float, volume: float):
+        super().__init__()
+        self.form, self.views, self.finest, self.similarity = form, views, finest, similarity
+        self.regularity = Regularity(form, finest, bending, volume)
+        self.radius = max(1, round(window / float(np.delete(views.grid.spacing, 2 if views.grid.is_2d else []).min())))
+        self.tables = form.tables(views.grid, finest)
+
+    def batch(self, rng: torch.Generator) -> Any:
+        return None
+
+    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        c = self.form.coefficients(self.finest)
+        u = LinearBasis.on([table.to(c.device) for table in self.tables], c)
+        return {"unlike": self.unlike(u), **self.regularity(c)}
+
+    def unlike(self, u: Lattice) -> Float[Tensor, ""]:
+        """What is left of the likeness: 0 for images that are the same."""
+        fixed, warped, counts = self.views.fixed, self.views.warped(u), self.views.counting(u)
+        if self.similarity == "ncc":
+            return 1 - local_ncc(fixed, warped, self.radius, counts)
+        if self.similarity == "mi":
+            return -mutual_information(fixed[counts], warped[counts])
+        return mse(warped[counts][:, None], fixed[counts][:, None]) / fixed[self.views.inside].var()
