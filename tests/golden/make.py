@@ -13,21 +13,28 @@ import torch
 
 from medfields.fields import (
     MLP,
+    Affine,
+    Agreed,
     BSpline,
+    Composed,
     Conditional,
     Dropout,
     Field,
     Finer,
+    Flow,
     Fourier,
     Gaussians,
     GridEncoding,
     Harmonics,
     Hybrid,
+    InPlane,
     MultiHead,
     NeRFEncoding,
     Positive,
     Siren,
     Spec,
+    Tube,
+    displacement,
 )
 from medfields.io import write_field
 from medfields.io.field import VERSION
@@ -51,14 +58,19 @@ SPECS: dict[str, Spec] = {
     "dropout": Dropout(MLP(width=8, depth=2, activation="silu"), 0.3),
     "conditional": Conditional(BSpline.on(LATTICE, degree=3), features=2, width=8, depth=1),
 }
+WARPS: dict[str, Spec] = {
+    "composed": Composed(BSpline.on(LATTICE, degree=3), Affine((0.9, -0.1, 0, 4, 0.1, 0.9, 0.05, -3, 0, 0, 1.1, 2))),
+    "flow": Flow(Siren(width=8, depth=2, omega_first=3.0, omega=3.0), steps=5, timed=True, backwards=True),
+    "inplane": InPlane(Siren(width=8, depth=1), axis=1),
+    "tube": Tube((-10, 0, -15, -12, 3, 5, -8, 5, 25, -10, 0, 45), 12.0, Siren(width=8, depth=1, omega_first=3.0), smooth="polynomial"),
+    "agreed": Agreed(Siren(width=8, depth=2, omega_first=3.0, omega=3.0), BSpline.on(LATTICE, degree=2)),
+}
 
 
-def make(name: str, spec: Spec) -> None:
+def make(name: str, field: Field) -> None:
     path = HERE / f"v{VERSION}-{name}.field"
     if path.exists():
         return
-    field = Field(spec, BOX, 2, scale=torch.tensor([200.0, 3.0]), offset=torch.tensor([50.0, -1.0]), unit="HU",
-                  names=("ct", "mask"), seed=7)
     with torch.no_grad():  # a fresh lattice is zero everywhere
         for n, p in enumerate(field.net.parameters()):
             p.add_(0.1 * torch.sin(torch.arange(p.numel()).reshape(p.shape) + n))
@@ -72,4 +84,6 @@ def make(name: str, spec: Spec) -> None:
 
 if __name__ == "__main__":
     for name, spec in SPECS.items():
-        make(name, spec)
+        make(name, Field(spec, BOX, 2, scale=torch.tensor([200.0, 3.0]), offset=torch.tensor([50.0, -1.0]), unit="HU", names=("ct", "mask"), seed=7))
+    for name, spec in WARPS.items():
+        make(name, displacement(spec, BOX, seed=7))

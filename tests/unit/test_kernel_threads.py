@@ -73,9 +73,28 @@ operator = SliceOperator(lattice, Grid((2, 10, 4), affine), 2, "gauss", 3.0)  # 
 c, y = torch.randn(lattice.shape), torch.randn(operator.shape)
 same(lambda: (operator.apply(c), operator.adjoint(y)), close=1e-6)  # the sum over parts depends on how many there are
 """
+WINDOW = """
+from medfields.kernels.window import window_sums
+x = torch.randn(5, 23, 26, 31)
+for radius in (1, 4, 40):
+    def run():
+        leaf = x.clone().requires_grad_()
+        y = window_sums(leaf, radius)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), leaf)]
+    same(run)
+"""
+TRILINEAR = """
+from medfields.kernels.trilinear import trilinear
+image, index = torch.randn(2, 20, 21, 22), 26 * torch.rand(20_003, 3) - 2
+def run():
+    leaf = index.clone().requires_grad_()
+    y = trilinear(image, leaf)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), leaf)]
+same(run)
+"""
 
 
-@pytest.mark.parametrize("code", [MLP, PLANES, ADAM, SLICES], ids=["mlp", "planes", "adam", "slices"])
+@pytest.mark.parametrize("code", [MLP, PLANES, ADAM, SLICES, WINDOW, TRILINEAR], ids=["mlp", "planes", "adam", "slices", "window", "trilinear"])
 def test_as_with_one_thread(code: str) -> None:
     found = subprocess.run([sys.executable, "-c", BEGIN + code], env={**os.environ, "NUMBA_NUM_THREADS": "3"}, capture_output=True, text=True,
                            check=False)

@@ -33,7 +33,7 @@ class BSplineFFD(Method):
         steps: of each stage.
         lr: of Adam, mm, in the first stage; it falls to a twentieth in each, and starts a third lower in the next.
         similarity: windowed correlation; mutual information for different modalities; mean squared difference for equal scales.
-        window: half the side of the windows, mm.
+        radius: of the windows, voxels of the stage.
         bending: weight, mm^2.
         volume: weight of the change of volume.
     """
@@ -52,7 +52,7 @@ class BSplineFFD(Method):
     steps: tuple[int, ...] = (60, 60, 60, 40)
     lr: float = 0.4
     similarity: Literal["ncc", "mi", "mse"] = "ncc"
-    window: float = 12.0
+    radius: int = 3
     bending: float = 100.0
     volume: float = 0.01
 
@@ -60,7 +60,7 @@ class BSplineFFD(Method):
         form = FreeForm(case.grid, case.box(), self.spacing, self.levels)
         for stage, (voxel, blur, steps) in enumerate(zip(self.voxels, self.blur, self.steps, strict=True)):
             finest = min(max(0, len(self.voxels) - 2 - stage), self.levels - 1)
-            match = LatticeMatch(form, Views(case, voxel, blur), finest, self.similarity, self.window, self.bending, self.volume)
+            match = LatticeMatch(form, Views(case, voxel, blur), finest, self.similarity, self.radius, self.bending, self.volume)
             rates = {f"form.parts.{k}": self.lr * 0.7**stage for k in range(finest, self.levels)}
             run.fit(match, steps=steps, lr=rates, name=f"level {stage + 1}", schedule="cosine", final=0.05)
         return form.field(case)

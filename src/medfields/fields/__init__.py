@@ -1,5 +1,6 @@
 """Fields: specs of networks and of linear bases, and `Field`, which gives one a place and units."""
 
+from .agreed import Agreed
 from .bspline import BSpline, LinearBasis
 from .conditional import Conditional
 from .dropout import Dropout, drawing
@@ -17,7 +18,7 @@ from .tube import Tube
 from .warp import Affine, Composed, Flow, InPlane, composed, displacement, from_lattice, inverse_at, jacobian, on_lattice
 
 __all__ = [
-    "MLP", "SPECS", "Affine", "BSpline", "Cells", "Composed", "Conditional", "Dropout", "Field", "Finer", "Flow", "Fourier", "Gaussians",
+    "MLP", "SPECS", "Affine", "Agreed", "BSpline", "Cells", "Composed", "Conditional", "Dropout", "Field", "Finer", "Flow", "Fourier", "Gaussians",
     "GridEncoding", "Harmonics", "Hybrid", "Identity", "InPlane", "LazyVolume", "LinearBasis", "MultiHead", "NeRFEncoding", "Network", "Positive",
     "Siren", "Spec", "Tube", "composed", "displacement", "drawing", "from_json", "from_lattice", "inverse_at", "jacobian", "on_lattice",
     "parameter_count", "spec", "to_json", "width_for",

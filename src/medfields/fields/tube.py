@@ -31,8 +31,8 @@ class Tube(Spec):
         radius: mm, of the tube.
         inner: d, a function of q.
         smooth, slack, extend: as in `TubeChart`.
-        even: d is told, and tells, lengths in units of the box's radius along the tube as across it, so that its bandwidth means the same in both, and
-            as much as in the world; else q itself, as published, where a unit along a long tube is many times one across.
+        even: d is told, and tells, lengths in units of the box's radius, so that its bandwidth is the same along and across the tube, and that of a
+            network of world coordinates; else q itself, as published, where one unit along a long tube is many times one across.
     """
 
     centreline: tuple[float, ...]
@@ -115,7 +115,7 @@ class InTube(nn.Module):
             InputError: for order 2.
         """
         if order > 1:
-            raise InputError("a displacement in a tube gives first derivatives only")
+            raise InputError("a displacement in a tube has no derivatives of order 2", "penalise the first ones")
         flat, moves, q = self._moves(u)
         to, f = self.carried(q)
         slope = self.in_world(q, to, f) - torch.eye(3, dtype=u.dtype, device=u.device)

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..space import Box, Grid, Volume
 from .bspline import BSpline, LinearBasis
 from .field import Field
+from .mlp import Network
 from .spec import Spec, bounded, spec
 
 Points = Float[Tensor, "*batch 3"]
@@ -271,10 +272,18 @@ def set_to_zero(net: nn.Module) -> None:
     """Make a displacement or a velocity vanish: what is linear in the end starts from zero, the rest keeps its random start."""
     if isinstance(net, LinearBasis):
         net.coefficients.zero_()
-    elif isinstance(net, Integral | Plane):
-        set_to_zero(net.velocity if isinstance(net, Integral) else net.inner)
+    elif isinstance(net, Network):
+        for branch in net.branches:
+            _vanish(branch)
+    elif any(isinstance(part, LinearBasis | Network) for part in net.modules()):  # a flow, a plane, a sum: all its parts vanish
+        for part in net.children():
+            set_to_zero(part)
     else:
-        last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
+        _vanish(net)
+
+
+def _vanish(net: nn.Module) -> None:
+    for last in [m for m in net.modules() if isinstance(m, nn.Linear)][-1:]:
         last.weight.zero_()
         if last.bias is not None:
             last.bias.zero_()

@@ -52,7 +52,8 @@ def _moments(a: Tensor, b: Tensor, radius: int, mask: Tensor, noise: float) -> t
     n, sa, sb, saa, sbb, sab = window_sums(torch.stack([mask, mask * a, mask * b, mask * a * a, mask * b * b, mask * a * b]), radius).unbind(0)
     n = n.clamp_min(1)
     ma, mb = sa / n, sb / n
-    return n, ma, mb, saa / n - ma * ma + noise, sbb / n - mb * mb + noise, sab / n - ma * mb
+    # a variance that rounding makes negative, where values are many deviations from the mean, is none
+    return n, ma, mb, (saa / n - ma * ma).clamp_min(0) + noise, (sbb / n - mb * mb).clamp_min(0) + noise, sab / n - ma * mb
 
 
 def _open(a: Tensor, b: Tensor, radius: int, mask: Tensor, centres: Tensor, noise: float) -> Float[Tensor, ""]:

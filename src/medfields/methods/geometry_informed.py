@@ -5,10 +5,12 @@ same coordinates, need not learn the bends: positions before and after are carri
 
 Needs: a fixed and a moving image (volumes), points along the centreline of one tube in the fixed image (mm), its radius.
 Gives: a displacement in mm at any point: inside the tube as fitted, fading to nothing within another radius; first derivatives.
-Deviations: the points of a step are voxels of the tube, not of a lattice in tube coordinates, so that both charts see the same ones. The curve is
-measured by arc length where the published code counts points, and smoothed by a spline: a polynomial of degree 8 (`--smooth polynomial`, as
-published) misses an S of one period by 2 mm and bends at its ends. `--chart image` is the same network
-on world coordinates, and the paper's own comparison; `--penalty image` penalises volume changes of the world instead of those of the tube.
+Deviations: the network starts from no displacement, and one unit is as long along the tube as across: as published (`--no-even`), one along a
+long tube is many times one across, a random start moves points by more than a radius, and a tube of 59 cm was registered worse than by world
+coordinates. The points of a step are voxels of the tube, not of a lattice in its coordinates, so that both charts see the same ones. The curve is
+measured by arc length, not by counting points, and smoothed by a spline: a polynomial of degree 8 (`--smooth polynomial`, as published) misses an S
+by 2 mm and bends at its ends. `--chart image` is the same network on world coordinates, the paper's own comparison; `--penalty image` penalises
+volume changes of the world instead of those of the tube.
 Fidelity: published (parameters of the released code).
 Licence: the released code is MIT; nothing of it is used here.
 Use when: one tube moves along itself, and its centreline is known. What lies outside stays where it is.

@@ -166,6 +166,15 @@ class Views(nn.Module):
             self.register_buffer(name, value, persistent=False)
         self.moving_mask = case.aligned_mask
 
+    def carried(self, u: Lattice, base: Volume | None = None) -> Float[Tensor, "3 I J K"]:
+        """Displacements at the lattice's voxels: u alone, or first u and then `base`, u(x) + base(x + u(x))."""
+        if base is None:
+            return u
+        to_index = np.linalg.inv(base.grid.affine)
+        at = torch.tensor(base.grid.index(self.grid.points().reshape(-1, 3).double().numpy()), dtype=torch.float32, device=u.device)
+        at = at + u.flatten(1).T @ torch.tensor(to_index[:3, :3].T, dtype=torch.float32, device=u.device)
+        return u + trilinear(base.data.to(u.device), at).T.reshape(u.shape)
+
     def warped(self, u: Lattice) -> Float[Tensor, "I J K"]:
         """The moving image at x + u(x), at the lattice's voxels."""
         return trilinear(self.moving, self.start + u.flatten(1).T @ self.turn.T).reshape(self.grid.shape)
@@ -186,17 +195,19 @@ class LatticeMatch(Problem):
         views: of the images.
         finest: the finest lattice that takes part, 0 for all.
         similarity: "ncc" in windows, "mi" (mutual information of all voxels, in nats) or "mse" in units of the fixed image's variance.
-        window: half the side of the windows, mm; at least one voxel.
+        radius: of the windows, voxels of the level.
         bending, volume: see `Regularity`.
+        base: displacements in mm that come after those of the form, which is then a small step more.
     """
 
     memory = "the number of voxels: choose a larger --voxel"
 
-    def __init__(self, form: FreeForm, views: Views, finest: int, similarity: str, window: float, bending: float, volume: float):
+    def __init__(self, form: FreeForm, views: Views, finest: int, similarity: str, radius: int, bending: float, volume: float,
+                 base: Volume | None = None):
         super().__init__()
-        self.form, self.views, self.finest, self.similarity = form, views, finest, similarity
+        self.form, self.views, self.finest, self.similarity, self.base = form, views, finest, similarity, base
         self.regularity = Regularity(form, finest, bending, volume)
-        self.radius = max(1, round(window / float(np.delete(views.grid.spacing, 2 if views.grid.is_2d else []).min())))
+        self.radius = radius
         self.tables = form.tables(views.grid, finest)
 
     def batch(self, rng: torch.Generator) -> Any:
@@ -205,7 +216,7 @@ class LatticeMatch(Problem):
     def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
         c = self.form.coefficients(self.finest)
         u = LinearBasis.on([table.to(c.device) for table in self.tables], c)
-        return {"unlike": self.unlike(u), **self.regularity(c)}
+        return {"unlike": self.unlike(self.views.carried(u, self.base)), **self.regularity(c)}
 
     def unlike(self, u: Lattice) -> Float[Tensor, ""]:
         """What is left of the likeness: 0 for images that are the same."""

@@ -62,9 +62,9 @@ def _costs(fixed: Volume, moving: Volume, mask: Tensor, shifts: Tensor, reach: l
     wide = grid.crop([-r for r in reach], [n + 2 * r for n, r in zip(grid.shape, reach, strict=True)])
     b, m = moving.on(wide).data[0], mask.float()
     mb = torch.ones_like(b) if moving_mask is None else (moving_mask.on(wide).data[0] > 0.5).float()
-    a = fixed.data[0]
-    b = (b - a[mask].mean()) / a[mask].std()
-    a = (a - a[mask].mean()) / a[mask].std()
+    a, middle = fixed.data[0], tuple(slice(r, r + n) for r, n in zip(reach, grid.shape, strict=True))
+    seen = mask & (mb[middle] > 0)
+    a, b = (_standard(image, own) for image, own in ((a, a[mask]), (b, b[middle][seen if seen.any() else mask])))
     inside = torch.nonzero(mask.flatten())[:, 0]
     costs = torch.empty(len(shifts), len(inside))
     for row, shift in enumerate(shifts.tolist()):
@@ -77,6 +77,11 @@ def _costs(fixed: Volume, moving: Volume, mask: Tensor, shifts: Tensor, reach: l
         va, vb = (saa / n - (sa / n) ** 2).clamp_min(0) + 1e-3, (sbb / n - (sb / n) ** 2).clamp_min(0) + 1e-3
         costs[row] = 1 - cov / (va * vb).sqrt()
     return costs
+
+
+def _standard(image: Lattice, own: Float[Tensor, "N"]) -> Lattice:
+    """With the mean and deviation of `own` as 0 and 1: the images may have other units."""
+    return (image - own.mean()) / own.std(correction=0).clamp_min(1e-12)
 
 
 def _smoothed(u: Float[Tensor, "3 I J K"], mask: Tensor, sigma: float, grid: Grid) -> Float[Tensor, "3 I J K"]:
