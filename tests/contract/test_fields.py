@@ -20,7 +20,8 @@ FUNCTIONS = sorted(n for n, cls in SPECS.items() if cls.__module__.startswith("m
 def test_field(name: str) -> None:
     spec = SPECS[name].example(BOX)
     assert spec is not None
-    field = Field(spec, BOX, 3, scale=torch.tensor([3.0, 50.0, 20.0]), offset=torch.tensor([0.0, 100.0, -40.0]), unit="HU", names=("a", "b", "c"), seed=0)
+    scale, offset = torch.tensor([3.0, 50.0, 20.0]), torch.tensor([0.0, 100.0, -40.0])
+    field = Field(spec, BOX, 3, scale=scale, offset=offset, unit="HU", names=("a", "b", "c"), seed=0)  # three: warps have no other number
     if all(not p.any() for p in field.net.parameters()):
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():

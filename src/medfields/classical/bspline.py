@@ -5,7 +5,7 @@ over all voxels, from blurred images and wide lattices to sharp and fine ones, b
 
 Needs: two images; a mask helps where organs slide along one another.
 Gives: displacement, mm, with exact derivatives.
-Use when: always try it first. For motion wider than the detail it carries, `two-way` searches first.
+Use when: always try it first. For motion wider than the detail it carries, `fluid` searches first.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def read_warp(path: str) -> Field:
 
 
 def _export(warp: Field, output: Path, like: str, inverse: bool, vectors: Vectors) -> None:
-    from ..io import check_writable, read_volume, write_field
+    from ..io import check_writable, read_image, write_field
     from ..io.itk_parts import ENDINGS
     from ..io.transforms import write_composite, write_displacement
 
@@ -106,7 +106,7 @@ def _export(warp: Field, output: Path, like: str, inverse: bool, vectors: Vector
     if not image and output.suffix.lower() not in (".field", *ENDINGS):
         raise OutputError(f"no known format of warps ends in '{output.suffix}'", "use .field, .h5, .txt, .tfm, .mat, .nii.gz, .mha or .nrrd")
     check_writable(output)
-    grid = read_volume(like, channels=True).grid if like else None
+    grid = read_image(like, channels=True).grid if like else None
     said = ""
     if inverse:
         from ..solve.carry import backwards
@@ -161,18 +161,18 @@ def _mesh(warp: Field, what: Path, output: Path, inverse: bool) -> None:
 
 def _image(warp: Field, what: str, output: str, like: str, inverse: bool, interpolation: Interpolation, labels: bool, dose: Preserve | None) -> None:
     from ..fields import LinearBasis, from_lattice
-    from ..io import check_finite, check_image_path, read_volume, write_volume
+    from ..io import check_finite, check_image_path, read_image, write_volume
     from ..solve.carry import backwards, carried_dose, carried_image
     from .query import evaluate
 
     check_image_path(output)
-    image = read_volume(what, channels=True)
+    image = read_image(what, channels=True)
     check_finite(image, what)
     if labels:
         _require_labels(image, what)
     elif dose is None:  # what no one measured looks like the emptiest voxel, -1000 HU in a CT; no label and no dose is 0
         image.fill = float(image.data.min())
-    grid = _asked(warp, read_volume(like, channels=True).grid if like else None, inverse)
+    grid = _asked(warp, read_image(like, channels=True).grid if like else None, inverse)
     said = ""
     if inverse:
         warp, missed = backwards(warp, grid)

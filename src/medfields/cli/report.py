@@ -28,7 +28,15 @@ def report(folder: Positional[Path], truth: str = "") -> None:
     facts = RunFolder.read(folder)
     if not facts.summary.get("outputs"):
         raise FileError(f"the run in {folder} is not finished", "run the same medfields command again: it goes on where it was")
-    print(_ct(folder, facts, truth) if facts.settings.get("task") == "ct" else _superres(folder, facts, truth))
+    print(PAGES[facts.settings.get("task", "superres")](folder, facts, truth))
+
+
+def _register(folder: Path, facts: RunFolder, truth: str) -> Path:
+    from .register import again
+
+    if truth:
+        raise InputError("of a deformation nobody knows the truth", "give --landmarks or --labels to medfields register")
+    return again(folder, facts)
 
 
 def _superres(folder: Path, facts: RunFolder, truth: str) -> Path:
@@ -98,3 +106,6 @@ def _ct_scores(result: Volume, truth: Volume) -> dict[str, float]:
     mask = np.broadcast_to((i[:, None] ** 2 + j[None] ** 2 <= 1)[:, :, None], result.grid.shape)
     x, t = result.data[0].numpy(), truth.data[0].numpy()
     return {"psnr": psnr(x, t, mask), "nrmse": nrmse(x, t, mask)}
+
+
+PAGES = {"superres": _superres, "ct": _ct, "register": _register}

@@ -21,8 +21,8 @@ _SIGNS = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
 _AXIAL = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def read_image(path: str | os.PathLike[str]) -> Volume:
-    """Any image: a picture, or whatever `read_volume` reads.
+def read_image(path: str | os.PathLike[str], channels: bool = False) -> Volume:
+    """Any image: a picture, or whatever `read_volume` reads, with several channels if allowed.
 
     Raises:
         As `read_picture` and `read_volume`.
@@ -30,7 +30,7 @@ def read_image(path: str | os.PathLike[str]) -> Volume:
     path = Path(path)
     if not path.is_dir() and first_bytes(existing_file(path), 4).startswith(_SIGNS):
         return read_picture(path)
-    return read_volume(path)
+    return read_volume(path, channels=channels)
 
 
 def read_picture(path: str | os.PathLike[str]) -> Volume:

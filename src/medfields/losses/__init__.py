@@ -2,7 +2,7 @@
 
 from .derivative import squared_gradient, total_variation
 from .fidelity import gaussian_nll, huber, l1, mse, poisson_nll
-from .regularity import (bending, conformal, determinant, diffusion, fold, hyperelastic, symmetric_volume_change, variation, volume_change)
+from .regularity import bending, conformal, determinant, diffusion, fold, hyperelastic, symmetric_volume_change, variation, volume_change
 from .similarity import mutual_information, ncc, nmi
 
 __all__ = [

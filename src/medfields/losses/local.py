@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,8 +30,8 @@ def local_ncc(a: Lattices, b: Lattices, radius: int = 4, mask: Bool[Tensor, "*ba
     centres = whole
     if margin:
         centres = torch.zeros_like(whole)
-        inner = (..., *(slice(margin, n - margin) for n in a.shape[-3:]))
-        centres[inner] = whole[inner]
+        i, j, k = (slice(margin, n - margin) for n in a.shape[-3:])
+        centres[..., i, j, k] = whole[..., i, j, k]
     if not centres.any():
         return (a * b).sum() * 0
     a, b = (_standard(image, whole) for image in (a, b))
@@ -92,13 +91,12 @@ class _LocalNCC(torch.autograd.Function):
         return None, grads[0] * mask * (a * p - pa - b * q + qb), None, None, None, None
 
 
-def mind_ssc(image: Lattices, spacing: Sequence[float] = (1, 1, 1), radius: int = 1, dilation: int = 2) -> Float[Tensor, "*batch 12 I J K"]:
+def mind_ssc(image: Lattices, radius: int = 1, dilation: int = 2) -> Float[Tensor, "*batch 12 I J K"]:
     """The modality independent neighbourhood descriptor with self-similarity context, twelve numbers in (0, 1] per voxel
     (Heinrich et al., MICCAI 2013): exp(-D / V) of the patch distances D between pairs of the six neighbours that touch at 90 degrees.
 
     Args:
         image: one image.
-        spacing: mm; not used by the published form, whose neighbours are voxels.
         radius: of the patches, voxels.
         dilation: distance of the neighbours, voxels.
     """
@@ -112,7 +110,7 @@ def mind_ssc(image: Lattices, spacing: Sequence[float] = (1, 1, 1), radius: int 
     d = torch.stack(distances, -4)
     d = d - d.amin(-4, keepdim=True)
     variance = d.mean(-4, keepdim=True)
-    typical = float(variance.mean())
+    typical = float(variance.detach().mean())
     return torch.exp(-d / variance.clamp(1e-3 * typical + 1e-12, 1e3 * typical + 1e-12))
 
 

@@ -52,15 +52,15 @@ class Fluid(Method):
     fidelity: ClassVar[str] = "ours"
 
     search: float = 20.0
-    spacing: float = 4.0
-    lattice: float = 2.0
-    voxels: tuple[float, ...] = (4.0, 3.0, 2.0)
+    spacing: float = 3.0
+    lattice: float = 1.5
+    voxels: tuple[float, ...] = (4.0, 2.0, 1.0)
     blur: tuple[float, ...] = (2.0, 1.0, 0.0)
     rounds: tuple[int, ...] = (3, 4, 4)
     steps: int = 20
     lr: float = 0.3
-    radius: int = 3
-    bending: float = 50.0
+    radius: int = 2
+    bending: float = 20.0
     volume: float = 0.1
 
     def solve(self, case: Pair, run: Run, prior: nn.Module | None = None) -> Field:

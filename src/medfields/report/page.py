@@ -14,7 +14,9 @@ from ..io import atomic
 from .pictures import Plane
 
 HIGHER_IS_BETTER = ("psnr", "ssim", "ncc", "dice", "snr")
-LOWER_IS_BETTER = ("rmse", "mae", "mse", "residual", "error", "misfit")
+LOWER_IS_BETTER = ("rmse", "mae", "mse", "residual", "error", "misfit", "tre ", "folds")
+COMPARED = ("The three planes meet in one point. Move the pointer across a picture, or the slider below: left of the line are the acquired voxels, "
+            "right of it the result.")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Page:
     verdict: str = ""
     tiles: Sequence[tuple[str, str, str]] = ()  # label, value, note
     compare: Sequence[Compare] = ()
+    compare_caption: str = COMPARED
     figures: Sequence[Figure] = ()
     table: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)  # method -> quantity -> value
     ours: str = ""  # the row of the table that this run made

@@ -22,6 +22,7 @@ from .run_folder import RunFolder
 
 COLUMNS = {"ncc": "NCC", "dice": "Dice", "seconds": "time, s"}
 IMAGES = "The warped image is the moving one read at x + u(x): it should show the anatomy of the fixed image. Each image has a window of its own."
+COMPARED = "Move the pointer across a picture, or the slider below: left of the line is the fixed image, right of it the warped one."
 TILES = "Fixed and moving image in turn: edges should run on across the tiles."
 DIFFERENCE = " Right: moving minus fixed, after the moving image was given the mean and the spread of the fixed one; black is no difference."
 GRID = ("Left: a regular grid of the moving image, {} mm wide, where it comes to lie on the fixed one, as far as it moves within the plane. "
@@ -75,6 +76,7 @@ def register_page(case: Pair, warp: Field, folder: Path, *, start: str = "", lan
         verdict=_verdict(seen, rows, facts.seconds, distances),
         tiles=_tiles(seen, rows, facts.seconds, distances),
         compare=[Compare(fixed, warped, "fixed", "warped") for _, (fixed, _, warped) in triples],
+        compare_caption=COMPARED,
         figures=[_images(seen, triples), *_figures(seen, distances, labels)],
         table=rows,
         ours=ours,

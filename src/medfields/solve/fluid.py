@@ -79,6 +79,8 @@ class Steps(nn.Module):
 class Found(nn.Module):
     """What a search found: kept in a checkpoint."""
 
+    u: torch.Tensor
+
     def __init__(self, grid: Grid):
         super().__init__()
         self.register_buffer("u", torch.zeros(3, *grid.shape))

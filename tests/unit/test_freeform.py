@@ -1,0 +1,158 @@
+"""Nested lattices say the same as one spline, penalties on them are those of the field, and steps compose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from medfields.cases import Pair
+from medfields.cases.pair import toy_motion
+from medfields.classical.bspline import BSplineFFD
+from medfields.errors import InputError
+from medfields.fields import BSpline, Field, jacobian, on_lattice
+from medfields.fields.bspline import LinearBasis
+from medfields.losses import bending, determinant
+from medfields.losses.regularity import barrier
+from medfields.methods.fluid import Fluid
+from medfields.solve import Run
+from medfields.solve.fluid import Steps, searched
+from medfields.solve.freeform import FreeForm, LatticeMatch, Regularity, Views, nested, subdivided
+from medfields.space import Box, Grid, Volume
+from medfields.space.rigid import rotation
+
+BOX = Box((-20.0, -15.0, 0.0), (25.0, 20.0, 30.0))
+TURNED = np.eye(4)
+TURNED[:3, :3] = rotation(torch.tensor([0.2, -0.3, 0.4])).double().numpy() @ np.diag([2.0, 1.5, 3.0])
+
+
+@pytest.fixture
+def form() -> FreeForm:
+    made = FreeForm(Grid((8, 9, 10), TURNED), BOX, 8.0, 3)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for part in made.parts:
+            part.copy_(torch.randn(part.shape, generator=generator))
+    return made
+
+
+def as_field(form: FreeForm, finest: int = 0) -> Field:
+    field = Field(BSpline.on(form.lattices[finest], 3), BOX, 3)
+    with torch.no_grad():
+        field.net.coefficients.copy_(form.coefficients(finest))  # type: ignore[operator]
+    return field
+
+
+def test_lattices_cover_the_box_and_share_their_nodes() -> None:
+    lattices = nested(Grid((8, 9, 10), TURNED), BOX, 8.0, 3)
+    corners = np.array(np.meshgrid(*zip(BOX.lo, BOX.hi, strict=True), indexing="ij")).reshape(3, -1).T
+    for lattice in lattices:
+        index = lattice.index(corners)
+        assert (index >= 1 - 1e-9).all() and (index <= np.array(lattice.shape) - 2 + 1e-9).all()
+    for fine, coarse in zip(lattices, lattices[1:], strict=False):
+        at = fine.index(coarse.world(np.argwhere(np.ones(coarse.shape))))
+        assert np.abs(at - 2 * np.argwhere(np.ones(coarse.shape))).max() < 1e-9
+
+
+def test_subdivision_keeps_the_function(form: FreeForm) -> None:
+    coarse = Field(BSpline.on(form.lattices[1], 3), BOX, 3)
+    fine = Field(BSpline.on(form.lattices[0], 3), BOX, 3)
+    with torch.no_grad():
+        coarse.net.coefficients.copy_(form.parts[1])  # type: ignore[operator]
+        fine.net.coefficients.copy_(subdivided(form.parts[1], form.lattices[0].shape))  # type: ignore[operator]
+    x = BOX.random(300, torch.Generator().manual_seed(1))
+    assert torch.allclose(fine(x), coarse(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("finest", [0, 1])
+def test_penalties_are_those_of_the_field_at_the_nodes(form: FreeForm, finest: int) -> None:
+    field, nodes = as_field(form, finest), form.lattices[finest].points().reshape(-1, 3)
+    found = Regularity(form, finest, 2.0, 3.0)(form.coefficients(finest))
+    hessian = field.value_jacobian_hessian(nodes)[2]
+    assert found["bending"].item() == pytest.approx(2 * bending(hessian).item(), rel=1e-3)
+    d = determinant(jacobian(field, nodes))
+    assert found["volume"].item() == pytest.approx(3 * barrier(d, 0.1).mean().item(), rel=1e-3)
+
+
+def test_a_turned_grid_is_refused(form: FreeForm) -> None:
+    with pytest.raises(InputError, match="along the lattices"):
+        form.tables(Grid.from_spacing((4, 4, 4), 2.0))
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_the_warped_image_is_the_moving_one_where_the_displacement_says(base: bool) -> None:
+    case = Pair.toy()
+    views = Views(case, 2.0, 0.0)
+    x = views.grid.points()
+    u = 1.5 * torch.sin(x / 9).movedim(-1, 0).contiguous()
+    wide = Grid.from_spacing((60, 60, 60), 1.0, [-30.0] * 3)
+    then = Volume(0.8 * torch.cos(wide.points() / 11).movedim(-1, 0), wide, "mm") if base else None
+    y = x + u.movedim(0, -1)
+    y = y + (then(y) if then is not None else 0)
+    inside = views.inside  # beyond the image a warped one goes on as at its border
+    assert torch.allclose(views.warped(views.carried(u, then))[inside], case.aligned(y)[..., 0][inside], atol=2e-4)
+
+
+@pytest.mark.parametrize("similarity", ["ncc", "mi", "mse"])
+def test_the_truth_is_more_alike_than_nothing(similarity: str) -> None:
+    case = Pair.toy()
+    match = LatticeMatch(FreeForm(case.grid, case.box(), 8.0, 2), Views(case, 2.0, 0.0), 0, similarity, 2, 1.0, 0.1)
+    truth = torch.tensor(toy_motion(match.views.grid.points().double().numpy()), dtype=torch.float32).movedim(-1, 0)
+    before, after = match.unlike(0 * truth), match.unlike(truth)
+    assert after < (before - 0.1 if similarity == "mi" else 0.6 * before)  # mutual information has no zero
+
+
+def error(warp: Field, case: Pair) -> float:
+    x = case.points()
+    return float((warp(x).detach().double() - torch.tensor(toy_motion(x.double().numpy()))).norm(dim=-1).mean())
+
+
+def test_bspline_finds_the_motion() -> None:
+    case = Pair.toy()
+    assert error(BSplineFFD(spacing=8.0, levels=2, voxels=(4.0, 2.0), blur=(2.0, 0.0), steps=(40, 40)).solve(case, Run()), case) < 0.35  # 1.66 before
+
+
+def test_fluid_finds_the_motion_and_composes_what_it_says() -> None:
+    case = Pair.toy()
+    warp = Fluid(search=4.0, spacing=8.0, voxels=(4.0, 2.0), blur=(2.0, 0.0), rounds=(2, 3), radius=2).solve(case, Run())
+    assert error(warp, case) < 0.35
+    assert (determinant(jacobian(warp, case.points())) > 0.3).all()
+
+
+def test_steps_compose_and_the_field_takes_their_values(form: FreeForm) -> None:
+    case = Pair.toy()
+    whole, views = Steps(case, 8.0, 2.0), Views(case, 2.0, 0.0)
+    fields = []
+    for seed in (1, 2):
+        step = whole.step(views, 0, 2, 1.0, 1.0)
+        with torch.no_grad():
+            step.form.parts[0].copy_(0.4 * torch.randn(step.form.parts[0].shape, generator=torch.Generator().manual_seed(seed)))
+        fields.append(step.form.field(case))
+        whole.add(step)
+    x = case.points()
+    u = fields[1](x)
+    expected = u + fields[0](x + u)
+    assert (whole.field(case)(x) - expected).norm(dim=-1).max() < 0.05  # linear between nodes 2 mm apart, then a spline
+    nodes = whole.whole.grid.crop((3, 3, 3), (4, 4, 4))
+    assert torch.allclose(on_lattice(whole.field(case), nodes).data, whole.whole.data[:, 3:7, 3:7, 3:7], atol=1e-4)
+
+
+def test_a_search_reaches_what_descent_does_not() -> None:
+    case = Pair.toy()
+    moved = Grid(case.moving.grid.shape, np.array([[1, 0, 0, 8.0], [0, 1, 0, 0], [0, 0, 1, -6.0], [0, 0, 0, 1]]) @ case.moving.grid.affine)
+    far = case.replaced(moving=Volume(case.moving.data, moved))
+    found = searched(far, Run(), 12.0)
+    inside = far.mask.on(found.grid).data[0] > 0.5  # type: ignore[union-attr]
+    middle = found.data[:, inside].mean(1) - torch.tensor([8.0, 0.0, -6.0])
+    assert middle.norm() < 3.0
+
+
+def test_linear_basis_tables_are_per_mm(form: FreeForm) -> None:
+    grid = Grid((5, 6, 7), TURNED)
+    c = form.coefficients()
+    table, slope = form.tables(grid), form.tables(grid, 0, 1)
+    along = LinearBasis.on([slope[0], table[1], table[2]], c)
+    step = torch.tensor(grid.directions[:, 0] * 0.05, dtype=torch.float32)
+    field, x = as_field(form), grid.points()
+    numeric = (field(x + step) - field(x - step)) / 0.1
+    assert torch.allclose(along.movedim(0, -1), numeric.detach(), atol=2e-3)
