@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ def test_lattices_cover_the_box_and_share_their_nodes() -> None:
     for lattice in lattices:
         index = lattice.index(corners)
         assert (index >= 1 - 1e-9).all() and (index <= np.array(lattice.shape) - 2 + 1e-9).all()
-    for fine, coarse in zip(lattices, lattices[1:], strict=False):
+    for fine, coarse in itertools.pairwise(lattices):
         at = fine.index(coarse.world(np.argwhere(np.ones(coarse.shape))))
         assert np.abs(at - 2 * np.argwhere(np.ones(coarse.shape))).max() < 1e-9
 

@@ -45,7 +45,7 @@ class SyN(Method):
     tiny: ClassVar[dict[str, Any]] = {"steps": (10, 5), "radius": 2}
     fidelity: ClassVar[str] = "classical"
 
-    steps: tuple[int, ...] = (100, 50, 0)
+    steps: tuple[int, ...] = (100, 50, 10)
     radius: int = 2
     smooth: float = 2.0
     step_length: float = 0.25

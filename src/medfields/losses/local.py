@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 from ..kernels.window import window_sums
 
 Lattices = Float[Tensor, "*batch I J K"]
-Windows = dict[str, Tensor]
 
 
 def local_ncc(a: Lattices, b: Lattices, radius: int = 4, mask: Bool[Tensor, "*batch I J K"] | None = None, margin: int = 0,

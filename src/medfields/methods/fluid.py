@@ -1,7 +1,7 @@
 """Fluid B-splines: every displacement is tried on a coarse lattice, then many small free-form steps, none of which folds, are put together.
 
-phi = phi_0 o phi_n o ... o phi_1: each step phi_k(x) = x + u_k(x) is a B-spline that makes F and M(phi) a little more alike, in windows. Its bending
-and its change of volume are penalised, those of the whole are not: like a fluid, the whole may go far, and steps that do not fold cannot fold together.
+phi = phi_0 o phi_n o ... o phi_1: each step phi_k(x) = x + u_k(x) is a B-spline that makes F and M(phi) a little more alike, in windows. Its
+bending and its change of volume are penalised, those of the whole are not: like a fluid it may go far. Steps that do not fold cannot fold together.
 phi_0 is a search (see `medfields.solve.search`), so that tissue that moved further than its detail is wide does not end in the wrong vessel.
 
 Needs: two images of one modality; a mask helps where organs slide along one another.
