@@ -207,9 +207,9 @@ def test_flow_slope(timed: bool, backwards: bool) -> None:
     value, slope = net.jet(u, 1)
     torch.testing.assert_close(value, net(u))
     torch.testing.assert_close(slope, differences(net, u)[0], rtol=1e-6, atol=1e-7)
-    with pytest.raises(InputError, match="first derivatives"):
+    with pytest.raises(InputError, match="order 2"):
         net.jet(u, 2)
-    with pytest.raises(InputError, match="first derivatives"):
+    with pytest.raises(InputError, match="order 2"):
         module(Composed(Flow(SMOOTH, 2), SMOOTH)).jet(u, 2)
 
 

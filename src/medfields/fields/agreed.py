@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..space import Box
 from .field import Field
+from .siren import Siren
 from .spec import Spec, spec
 
 Points = Float[Tensor, "*batch 3"]
@@ -20,12 +21,15 @@ Points = Float[Tensor, "*batch 3"]
 class Agreed(Spec):
     """Mean of a displacement and of the inverse of another, backward one."""
 
+    channels: ClassVar[int | None] = 3
+
     forward: Spec
     backward: Spec
 
     @classmethod
     def example(cls, box: Box) -> Agreed | None:
-        return None  # its channels are three: the contract test of fields has two
+        made = Siren(width=16, depth=2, omega_first=3.0, omega=3.0)
+        return cls(made, made) if box.ndim == 3 else None
 
     def build(self, box: Box, channels: int) -> Mean:
         if box.ndim != 3 or channels != 3:
@@ -54,7 +58,7 @@ class Mean(nn.Module):
     def jet(self, x: Points, order: int) -> tuple[Tensor, ...]:
         """With P = 1 + grad u: grad d = (1 + grad w)^-1 ((1 + grad w) P - 1 - (grad^2 w P) d)."""
         if order > 1:
-            raise InputError("an agreed displacement gives first derivatives only", "penalise the bending of its two networks")
+            raise InputError("an agreed displacement has no derivatives of order 2", "penalise the bending of its two networks")
         u, ju = self.onward.jet(x, 1)  # type: ignore[operator]
         w, jw, hw = self.backward.jet(x + u, 2)  # type: ignore[operator]
         p, q = _with_one(ju), _with_one(jw)

@@ -6,7 +6,7 @@ import dataclasses
 import types
 import typing
 from abc import ABC, abstractmethod
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
 from torch import nn
@@ -31,7 +31,12 @@ class Spec(ABC):
 
     The built module also offers `jet(u, order)`: value, Jacobian [*, C, D] and, for order 2, Hessian [*, C, D, D] with respect to u.
     It may state a `jet_order` below 2; it then raises InputError above that.
+
+    Class variables:
+        channels: how many its function has, where that is not free: displacements have three.
     """
+
+    channels: ClassVar[int | None] = None
 
     @abstractmethod
     def build(self, box: Box, channels: int) -> nn.Module:

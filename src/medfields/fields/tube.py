@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class Tube(Spec):
             network of world coordinates; else q itself, as published, where one unit along a long tube is many times one across.
     """
 
+    channels: ClassVar[int | None] = 3
+
     centreline: tuple[float, ...]
     radius: float
     inner: Spec
@@ -62,7 +64,7 @@ class Tube(Spec):
         Raises:
             GeometryError: if the tube overlaps itself.
         """
-        return TubeChart(np.array(self.centreline).reshape(-1, 3), self.radius, self.smooth, self.slack, self.extend)
+        return TubeChart(np.array(self.centreline, dtype=float).reshape(-1, 3), self.radius, self.smooth, self.slack, self.extend)
 
     @classmethod
     def example(cls, box: Box) -> Tube | None:

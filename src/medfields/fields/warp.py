@@ -7,6 +7,8 @@ moving image. Affine maps, compositions and flows are specs like any other, and 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -27,6 +29,8 @@ NAMES = ("dx", "dy", "dz")
 class Affine(Spec):
     """u(x) = A x + t - x, with [A | t] in mm, row by row."""
 
+    channels: ClassVar[int | None] = 3
+
     matrix: tuple[float, ...] = (1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
 
     def __post_init__(self) -> None:
@@ -41,7 +45,7 @@ class Affine(Spec):
 
     @classmethod
     def example(cls, box: Box) -> Affine | None:
-        return None  # it has no weights: the contract test of fields changes them
+        return cls((0.9, 0.1, 0.0, 3.0, -0.1, 1.1, 0.0, -2.0, 0.0, 0.0, 1.0, 1.0)) if box.ndim == 3 else None
 
     def build(self, box: Box, channels: int) -> nn.Module:
         _three(self, box, channels)
@@ -73,6 +77,8 @@ class AffineMap(nn.Module):
 @spec
 class Composed(Spec):
     """First one warp, then the other: u(x) = u1(x) + u2(x + u1(x))."""
+
+    channels: ClassVar[int | None] = 3
 
     first: Spec
     then: Spec
@@ -123,6 +129,8 @@ class Flow(Spec):
         timed: the velocity depends on time: it is a function of four coordinates, the last from -1 to 1.
         backwards: from t = 1 to 0.
     """
+
+    channels: ClassVar[int | None] = 3
 
     velocity: Spec
     steps: int = 8
@@ -176,7 +184,7 @@ class Integral(nn.Module):
             InputError: for order 2.
         """
         if order > 1:
-            raise InputError("a flow gives first derivatives only", "penalise the bending of its velocity")
+            raise InputError("a flow has no derivatives of order 2", "penalise the bending of its velocity")
         one = torch.eye(3, dtype=u.dtype, device=u.device)
         x, f = u, one.expand(*u.shape[:-1], 3, 3)
 
@@ -202,6 +210,8 @@ class InPlane(Spec):
         inner: a displacement.
         axis: of the world, whose component is dropped.
     """
+
+    channels: ClassVar[int | None] = 3
 
     inner: Spec
     axis: int = 2

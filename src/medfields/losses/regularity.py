@@ -86,6 +86,7 @@ def conformal(f: Slopes, shape: float = 0.1, volume: float = 0.05, power: float 
 
 
 def barrier(d: Determinants, low: float) -> Determinants:
+    """d + 1/d - 2; below `low` it goes on as its tangent."""
     safe = d.clamp_min(low)
     return safe + 1 / safe - 2 + (1 - 1 / safe.square()) * (d - safe)
 

@@ -42,7 +42,7 @@ class Hyperelastic(Method):
 
     paper: ClassVar[str] = (
         "Jing Zou and Noemie Debroux and Lihao Liu and Jing Qin and Carola-Bibiane Schoenlieb and Angelica I. Aviles-Rivero: Learning Homeomorphic "
-        "Image Registration via Conformal-Invariant Hyperelastic Regularisation. arXiv:2303.08113")
+        "Image Registration via Conformal-Invariant Hyperelastic Regularisation. 2023. arXiv:2303.08113")
     task: ClassVar[str] = "register"
     fidelity: ClassVar[str] = "interpreted"
     tiny: ClassVar[dict[str, Any]] = {"net": Siren(width=32, depth=2, omega_first=10.0, omega=10.0), "steps": 20, "lr": 1e-3, "points": 500}

@@ -49,7 +49,7 @@ class NIR(Method):
 
     paper: ClassVar[str] = (
         "Shanlin Sun and Kun Han and Chenyu You and Hao Tang and Deying Kong and Junayed Naushad and Xiangyi Yan and Haoyu Ma and Pooya Khosravi and "
-        "James S. Duncan and Xiaohui Xie: Medical Image Registration via Neural Fields. arXiv:2206.03111")
+        "James S. Duncan and Xiaohui Xie: Medical Image Registration via Neural Fields. 2022. arXiv:2206.03111")
     task: ClassVar[str] = "register"
     fidelity: ClassVar[str] = "interpreted"
     tiny: ClassVar[dict[str, Any]] = {"net": Siren(width=32, depth=2, omega_first=10.0, omega=10.0), "steps": 20, "lr": 1e-3, "blocks": 2,
