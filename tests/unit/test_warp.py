@@ -378,3 +378,9 @@ def test_whole_moves_first_and_starts_second() -> None:
     zero = moved.displacement(BSpline.on(case.grid), zero=True)
     x = case.points()
     near(moved.moving(x + moved.whole(zero)(x)), case.moving(x), 1e-3)
+
+
+def test_fields_of_another_scale_are_not_composed() -> None:
+    warp = displacement(SMOOTH, BOX)
+    with pytest.raises(InputError, match="scale of its box's radius"):
+        composed(warp, Field(SMOOTH, BOX, 3, scale=1.0, unit="mm"))

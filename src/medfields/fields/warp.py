@@ -303,8 +303,11 @@ def composed(first: Field, then: Field) -> Field:
     """First one warp, then the other, with weights of its own; it lives in the box of the first.
 
     Raises:
-        InputError: if the second lives in another box and cannot be told in that of the first.
+        InputError: if the second lives in another box and cannot be told in that of the first, or one is no warp as `displacement` makes it.
     """
+    for warp in (first, then):
+        if warp.offset.any() or not torch.allclose(warp.scale, warp.radius[:1].expand_as(warp.scale)):
+            raise InputError("a warp has the scale of its box's radius and no offset", "make it by displacement(...)")
     spec_of = {"first": first.spec, "then": then.spec}
     made = displacement(Composed(**spec_of), first.box, seed=0)
     if first.box != then.box and not isinstance(then.spec, Affine):
