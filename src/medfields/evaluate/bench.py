@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import InputError, UnknownName
 from . import results
+from .families import scores
 from .families import tasks as family_of
 from .rows import CHECKOUT, ROWS, append_row, read_rows
 
@@ -76,8 +77,8 @@ def bench(family: str = "superres", *, tasks: Sequence[str] = (), methods: Seque
             failed += 1
             continue
         append_row(file, row)
-        score = f"{row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}"
-        print(f"{job.label}: {score}, {row['seconds']:.1f} s, {row['peak_mb']:.0f} MB", flush=True)
+        told = ", ".join(f"{s.title} {row[s.key]:.{s.digits}f} {s.unit}".rstrip() for s in scores(known[job.task]))
+        print(f"{job.label}: {told}, {row['seconds']:.1f} s, {row['peak_mb']:.0f} MB", flush=True)
     results.write(rows, page)
     return failed
 

@@ -2,20 +2,48 @@
 
 `tasks.NAME` has TASKS by name, `scan_name(task)` and `acquire(task, cache)` for the measurements, `plan(task, methods, ablations)` for who takes
 part, `configured(method, variant)`, and `measured(task, scan, seed, method, variant)` for one run: its scores and times.
-`asked_NAME` has what RESULTS.md says of it: HEAD, `requirements(rows)` and `columns(task)`.
+`asked_NAME` has what RESULTS.md says of it: HEAD, `requirements(rows)` and `columns(task)`. A task that is not scored as an image has `scores`.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..errors import FileError, UnknownName
 
-FAMILIES = ("superres", "ct")
+FAMILIES = ("superres", "ct", "register")
 PLAIN = ""  # the variant that is no ablation
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number of each row that tables show with its spread over seeds.
+
+    Args:
+        key: in the row.
+        title, unit, digits: in tables.
+        larger: is better.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    digits: int = 2
+    larger: bool = True
+
+
+IMAGE_SCORES = (Score("psnr", "PSNR", "dB"), Score("ssim", "SSIM", digits=4))
+
+
+def scores(task: Any) -> tuple[Score, ...]:
+    """What a task is scored by; the first ranks its methods."""
+    found: tuple[Score, ...] = getattr(task, "scores", IMAGE_SCORES)
+    return found
 
 
 def tasks(name: str) -> ModuleType:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import plugins
 from ..errors import FileError
-from .families import FAMILIES, PLAIN, asked, tasks
+from .families import FAMILIES, IMAGE_SCORES, PLAIN, Score, asked, scores, tasks
 from .rows import CHECKOUT, ROWS, latest, read_rows
 
 PAGE = CHECKOUT / "RESULTS.md"
@@ -28,8 +28,9 @@ column says how many there are.
 
 
 def page(rows: Path = ROWS) -> str:
-    """The text of RESULTS.md: one chapter for each family of tasks, from `family.jsonl` in the folder."""
-    return "\n".join([HEAD, *(section(name, read_rows(rows / f"{name}.jsonl")) for name in FAMILIES)])
+    """The text of RESULTS.md: one chapter for each family of tasks that has a `family.jsonl` in the folder."""
+    files = {name: rows / f"{name}.jsonl" for name in FAMILIES}
+    return "\n".join([HEAD, *(section(name, read_rows(file)) for name, file in files.items() if file.exists())])
 
 
 def section(name: str, every: Iterable[dict[str, Any]]) -> str:
@@ -62,12 +63,12 @@ def _machines(rows: Rows) -> str:
     return "Measured on " + "; ".join(kinds) + ".\n"
 
 
-def groups(rows: Rows) -> dict[tuple[str, str], Rows]:
-    """(method, variant) -> its rows, best mean PSNR first."""
+def groups(rows: Rows, by: Score = IMAGE_SCORES[0]) -> dict[tuple[str, str], Rows]:
+    """(method, variant) -> its rows, best mean score first."""
     found: dict[tuple[str, str], Rows] = {}
     for r in rows:
         found.setdefault((r["method"], r["variant"]), []).append(r)
-    return dict(sorted(found.items(), key=lambda item: -mean(item[1], "psnr")))
+    return dict(sorted(found.items(), key=lambda item: mean(item[1], by.key), reverse=by.larger))
 
 
 def mean(rows: Rows, key: str) -> float:
@@ -81,11 +82,12 @@ def _spread(rows: Rows, key: str, digits: int) -> str:
 
 
 def _table(name: str, task: Any, rows: Rows) -> str:
-    extra = asked(name).columns(task)
-    head = ["method", "PSNR, dB", "SSIM", *extra, "time, s", "memory, MB", "seeds"]
+    extra, shown_as = asked(name).columns(task), scores(task)
+    head = ["method", *(f"{s.title}, {s.unit}" if s.unit else s.title for s in shown_as), *extra, "time, s", "memory, MB", "seeds"]
     lines = [f"### {task.title} (`{task.name}`)\n", _row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
-    best = next((key for key in groups(rows) if key[1] == PLAIN), None)
-    for (method, variant), own in groups(rows).items():
+    ranked = groups(rows, shown_as[0])
+    best = next((key for key in ranked if key[1] == PLAIN), None)
+    for (method, variant), own in ranked.items():
         shown = f"{method}{f' ({variant})' if variant else ''}"
         if (method, variant) == best:
             shown = f"**{shown}**"
@@ -93,7 +95,7 @@ def _table(name: str, task: Any, rows: Rows) -> str:
             shown += " *classical*"
         if method == plugins.DEFAULT[name]:
             shown += " (the default)"
-        cells = [shown, _spread(own, "psnr", 2), _spread(own, "ssim", 4), *(tell(own) for tell in extra.values())]
+        cells = [shown, *(_spread(own, s.key, s.digits) for s in shown_as), *(tell(own) for tell in extra.values())]
         lines.append(_row([*cells, f"{mean(own, 'seconds'):.1f}", f"{max(float(r['peak_mb']) for r in own):.0f}", str(len(own))]))
     return "\n".join(lines) + "\n"
 
