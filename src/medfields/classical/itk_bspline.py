@@ -44,7 +44,7 @@ class ITKBSpline(Method):
     tiny: ClassVar[dict[str, Any]] = {"spacing": 10.0, "levels": 2, "steps": 10, "share": 1.0}
     fidelity: ClassVar[str] = "classical"
 
-    spacing: float = 16.0
+    spacing: float = 32.0
     levels: int = 4
     steps: int = 30
     metric: Literal["correlation", "mutual information"] = "correlation"

@@ -20,7 +20,8 @@ correlation; the others: none) and get the same masks; landmarks, labels and ves
 exact places; "snapped" rounds them to voxels first, as DIR-Lab does. Of the 50 landmarks of `lung` 22 lie inside both images. Of one of them the
 annotation follows the end of a vessel 13 mm away, and all methods miss it alike: "of 21" is without it. Folds are the share of det grad phi <= 0 on a
 lattice twice as fine as the voxels, in the mask, of what comes after the start. HD95 is the larger of the two directed 95th percentiles
-between border voxels, a mean over the labels that both images have; Dice counts a label that one of them lacks as 0. "Vessels' overlap" is the Dice of the
+between border voxels, a mean over the labels that both images have; Dice counts a label that one of them lacks as 0.
+"Vessels' overlap" is the Dice of the
 strongest twentieth of the lung's ridges. Inverse consistency registers the other way round as well, and that is not in the time; of flows it is that
 of the flow and the same flow backwards. Phantoms are exact, F(x) = M(x + u(x)), with new noise for each seed, and are scored in voxels.
 

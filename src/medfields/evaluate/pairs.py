@@ -167,7 +167,7 @@ def breathing(x: Points) -> Points:
     return u * np.exp(-(r**2).sum(1, keepdims=True))
 
 
-def blobs(x: Points, centres: Points, widths: Float[np.ndarray, "B"]) -> Float[np.ndarray, "N"]:
+def blobs(x: Points, centres: Float[np.ndarray, "B 3"], widths: Float[np.ndarray, "B"]) -> Float[np.ndarray, "N"]:
     """A sum of Gaussians over an even ground, with which a bias shows everywhere."""
     total = np.full(len(x), 0.3)
     for centre, width in zip(centres, widths, strict=True):
