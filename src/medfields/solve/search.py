@@ -85,7 +85,7 @@ def _standard(image: Lattice, own: Float[Tensor, "N"]) -> Lattice:
 
 
 def _smoothed(u: Float[Tensor, "3 I J K"], mask: Tensor, sigma: float, grid: Grid) -> Float[Tensor, "3 I J K"]:
-    """Gaussian means of the values inside the mask; they go on beyond it."""
+    """Gaussian means of the values inside the mask; nothing beyond it."""
     import scipy.ndimage
 
     width = [sigma if n > 1 else 0.0 for n in grid.shape]
