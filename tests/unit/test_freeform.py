@@ -128,13 +128,14 @@ def test_steps_compose_and_the_field_takes_their_values(form: FreeForm) -> None:
     for seed in (1, 2):
         step = whole.step(views, 0, 2, 1.0, 1.0)
         with torch.no_grad():
-            step.form.parts[0].copy_(0.4 * torch.randn(step.form.parts[0].shape, generator=torch.Generator().manual_seed(seed)))
+            step.form.parts[0].copy_(2.0 * torch.randn(step.form.parts[0].shape, generator=torch.Generator().manual_seed(seed)))
         fields.append(step.form.field(case))
         whole.add(step)
     x = case.points()
     u = fields[1](x)
     expected = u + fields[0](x + u)
-    assert (whole.field(case)(x) - expected).norm(dim=-1).max() < 0.05  # linear between nodes 2 mm apart, then a spline
+    off = (whole.field(case)(x) - expected).norm(dim=-1).mean()  # linear between nodes 2 mm apart, then a spline
+    assert off < 0.25 * (u + fields[0](x) - expected).norm(dim=-1).mean()  # than if the later step were not followed
     nodes = whole.whole.grid.crop((3, 3, 3), (4, 4, 4))
     assert torch.allclose(on_lattice(whole.field(case), nodes).data, whole.whole.data[:, 3:7, 3:7, 3:7], atol=1e-4)
 
