@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from io_samples import rotation
-from medfields.solve.search import search
+from medfields.solve.search import consistent, search
 from medfields.space import Grid, Volume
 
 CENTRES = np.random.default_rng(0).uniform(-80, 80, (500, 3))
@@ -111,3 +111,25 @@ def test_masks() -> None:
     wrong = [(u.data - wanted).norm(dim=0)[mask] for u in (blind, seeing)]
     assert float((wrong[1] > 2).float().mean()) < 0.02 < float((wrong[0] > 2).float().mean())
     assert not seeing.data[:, :2].any()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_both_ways_agree_afterwards(name: str) -> None:
+    """A shift and its exact inverse stay as they are; of a forward one that is wrong in one place, the other way takes a half at once."""
+    at = GRIDS[name]
+    shift = torch.tensor(at.affine[:3, :3] @ np.array([1.0, -1, 2]), dtype=torch.float32)[:, None, None, None].expand(3, *at.shape).contiguous()
+    torch.testing.assert_close(consistent(shift, -shift, at), shift, rtol=0, atol=1e-4)
+    wrong = shift.clone()
+    wrong[:, 7, 7, 7] += 8.0
+    off = (consistent(wrong, -shift, at, rounds=1) - shift)[:, 7, 7, 7]
+    torch.testing.assert_close(off, torch.full((3,), 4.0), rtol=0, atol=1e-4)
+
+
+def test_consistent_steps_follow_the_displacement() -> None:
+    """Stretches: u = s x and its inverse v = -s / (1 + s) x, which sampling at x instead of x + u would not leave alone."""
+    at = grid((17, 17, 17))
+    x = at.points().movedim(-1, 0)
+    u, v = 0.25 * x, -0.2 * x
+    kept = consistent(u, v, at, rounds=3)
+    inside = (slice(None), *(slice(4, 13),) * 3)
+    torch.testing.assert_close(kept[inside], u[inside], rtol=0, atol=1e-3)

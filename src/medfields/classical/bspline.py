@@ -18,7 +18,7 @@ from torch import nn
 from ..cases import Pair
 from ..fields import Field
 from ..solve import Method, Run
-from ..solve.freeform import FreeForm, LatticeMatch, Views
+from ..solve.freeform import FreeForm, coarse_to_fine
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BSplineFFD(Method):
         blur: Gaussian sigma in each stage, mm.
         steps: of each stage.
         lr: of Adam, mm, in the first stage; it falls to a twentieth in each, and starts a third lower in the next.
-        similarity: windowed correlation; mutual information for different modalities; mean squared difference for equal scales.
+        similarity: windowed correlation; mutual information or MIND for different modalities; mean squared difference for equal scales.
         radius: of the windows, voxels of the stage.
         bending: weight, mm^2.
         volume: weight of the change of volume.
@@ -51,16 +51,12 @@ class BSplineFFD(Method):
     blur: tuple[float, ...] = (3.0, 2.0, 1.0, 0.0)
     steps: tuple[int, ...] = (60, 60, 60, 40)
     lr: float = 0.4
-    similarity: Literal["ncc", "mi", "mse"] = "ncc"
+    similarity: Literal["ncc", "mi", "mind", "mse"] = "ncc"
     radius: int = 3
     bending: float = 100.0
     volume: float = 0.01
 
     def solve(self, case: Pair, run: Run, prior: nn.Module | None = None) -> Field:
         form = FreeForm(case.grid, case.box(), self.spacing, self.levels)
-        for stage, (voxel, blur, steps) in enumerate(zip(self.voxels, self.blur, self.steps, strict=True)):
-            finest = min(max(0, len(self.voxels) - 2 - stage), self.levels - 1)
-            match = LatticeMatch(form, Views(case, voxel, blur), finest, self.similarity, self.radius, self.bending, self.volume)
-            rates = {f"form.parts.{k}": self.lr * 0.7**stage for k in range(finest, self.levels)}
-            run.fit(match, steps=steps, lr=rates, name=f"level {stage + 1}", schedule="cosine", final=0.05)
+        coarse_to_fine(form, case, run, self.voxels, self.blur, self.steps, self.lr, self.similarity, self.radius, self.bending, self.volume)
         return form.field(case)

@@ -13,51 +13,35 @@ from ..fields.bspline import LinearBasis
 from ..fields.warp import Plane
 from ..kernels.trilinear import trilinear
 from ..space import Grid, Volume
-from .freeform import FreeForm, LatticeMatch, Views, nested
+from .freeform import FreeForm, Views, nested
 from .run import Run
-from .search import search
+from .search import consistent, search
 
 SEARCHED = 40_000  # voxels of the lattice that is searched, at most
 REACH = 4  # of its voxels
 
 
-class Step(LatticeMatch):
-    """One more free-form step, from no displacement."""
-
-    def rates(self, lr: float) -> dict[str, float]:
-        """Learning rates, mm, of the lattices that take part."""
-        return {f"form.parts.{k}": lr for k in range(self.finest, len(self.form.parts))}
-
-
-class Steps(nn.Module):
+class Steps:
     """The composition of steps so far, as displacements in mm on a fine lattice around what counts.
 
     Args:
         case: the images.
-        spacing: of the finest lattice of a step, mm.
-        fine: of the lattice of the whole, mm.
+        spacing: of the lattice, mm.
     """
 
-    def __init__(self, case: Pair, spacing: float, fine: float):
-        super().__init__()
-        self.case, self.spacing, self.levels = case, spacing, 3
-        lattice = nested(case.grid, case.box(), fine, 1)[0]
+    def __init__(self, case: Pair, spacing: float):
+        lattice = nested(case.grid, case.box(), spacing, 1)[0]
         self.whole = Volume(torch.zeros(3, *lattice.shape), lattice, "mm")
 
     def start_from(self, u: Volume) -> None:
         """Begin with displacements in mm; beyond their lattice they go on."""
         self.whole = self.whole.with_data(_read(u, self.whole.grid))
 
-    def step(self, views: Views, coarser: int, radius: int, bending: float, volume: float) -> Step:
-        """The problem of the next step, on lattices that are 2^coarser times as wide as the finest, and wider."""
-        form = FreeForm(self.case.grid, self.case.box(), self.spacing, self.levels)
-        return Step(form, views, min(coarser, self.levels - 1), "ncc", radius, bending, volume, self.whole)
-
     @torch.no_grad()
-    def add(self, step: Step) -> None:
-        """Put a step before all others: u(x) + whole(x + u(x))."""
-        grid, c = self.whole.grid, step.form.coefficients(step.finest).cpu()
-        u = LinearBasis.on(step.form.tables(grid, step.finest), c)
+    def add(self, form: FreeForm, finest: int = 0) -> None:
+        """Put a step before all others: u(x) + whole(x + u(x)). What lattices finer than `finest` add is left out."""
+        grid, c = self.whole.grid, form.coefficients(finest).cpu()
+        u = LinearBasis.on(form.tables(grid, finest), c)
         to_index = torch.tensor(np.linalg.inv(grid.affine)[:3, :3], dtype=torch.float32)
         at = torch.cartesian_prod(*(torch.arange(float(n)) for n in grid.shape)) + u.flatten(1).T @ to_index.T
         self.whole = self.whole.with_data(u + trilinear(self.whole.data, at).T.reshape(u.shape))
@@ -87,18 +71,15 @@ class Found(nn.Module):
 
 
 def searched(case: Pair, run: Run, reach: float) -> Volume:
-    """Displacements in mm within `reach` mm, by `search` on a lattice on which that is four voxels; beyond what counts the nearest goes on."""
+    """Displacements in mm within `reach` mm, by `search` on a lattice on which that is four voxels, made consistent with a search the other way;
+    beyond what counts the nearest goes on."""
     voxel = reach / REACH
     while int(case.inside.sum()) * float(np.prod(np.minimum(1, case.grid.spacing / voxel))) > SEARCHED:
         voxel *= 1.1
     views = Views(case, voxel, 0.4 * voxel)
-    fixed, inside = Volume(views.fixed, views.grid), views.inside
     found = Found(views.grid)
     for _ in run.steps(1, "search", found):
-        moving = Volume(views.moving, case.aligned.grid)
-        v = search(fixed, moving, inside, REACH, 2, 1.5, moving_mask=case.aligned_mask)
-        nearest = scipy.ndimage.distance_transform_edt(~inside.numpy(), return_distances=False, return_indices=True)
-        found.u.copy_(v.data[:, nearest[0], nearest[1], nearest[2]])
+        found.u.copy_(consistent(*(_ways(case, views)), views.grid))
     return Volume(found.u.cpu(), views.grid, "mm")
 
 
@@ -106,3 +87,19 @@ def _read(u: Volume, grid: Grid) -> torch.Tensor:
     """A volume of displacements at the voxels of another grid; its border goes on."""
     index = torch.tensor(u.grid.index(grid.points().reshape(-1, 3).double().numpy()), dtype=torch.float32)
     return trilinear(u.data, index).T.reshape(u.channels, *grid.shape)
+
+
+def _ways(case: Pair, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is found from the fixed to the moving image, and from the moving one, on the same lattice, to the fixed."""
+    grid, seen = views.grid, case.aligned_mask
+    fixed, moving, inside = Volume(views.fixed, grid), Volume(views.moving, case.aligned.grid), views.inside
+    there = inside if seen is None else seen.on(grid).data[0] > 0.5
+    mask = None if case.mask is None or seen is None else Volume(inside.float(), grid)
+    return (_filled(search(fixed, moving, inside, REACH, 2, 1.5, moving_mask=seen), inside),
+            _filled(search(moving.on(grid), fixed, there if there.any() else inside, REACH, 2, 1.5, moving_mask=mask), there))
+
+
+def _filled(u: Volume, inside: torch.Tensor) -> torch.Tensor:
+    """Displacements whose values inside a mask go on beyond it."""
+    nearest = scipy.ndimage.distance_transform_edt(~inside.numpy(), return_distances=False, return_indices=True)
+    return u.data[:, nearest[0], nearest[1], nearest[2]]

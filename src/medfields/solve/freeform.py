@@ -9,6 +9,7 @@ On lattices that run along the image's axes, values and derivatives at all voxel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,16 @@ from ..fields.bspline import LinearBasis
 from ..fields.warp import Plane
 from ..kernels.trilinear import trilinear
 from ..losses import determinant, mse
-from ..losses.local import local_ncc
+from ..losses.local import local_ncc, mind_ssc
 from ..losses.regularity import barrier
 from ..losses.similarity import mutual_information
 from ..space import Box, Grid, Volume
 from .pairing import blurred
 from .problem import Problem
+from .run import Run
 
 Lattice = Float[Tensor, "3 I J K"]
+RIM = 8  # voxels that a displacement may leave the lattice by before MIND sees the border go on
 
 
 def nested(grid: Grid, box: Box, spacing: float, levels: int) -> list[Grid]:
@@ -76,6 +79,10 @@ class FreeForm(nn.Module):
             c = subdivided(c, self.lattices[level].shape) + self.parts[level]
         return c
 
+    def rates(self, lr: float, finest: int = 0) -> dict[str, float]:
+        """Learning rates, mm, of the lattices that take part in a `LatticeMatch`."""
+        return {f"form.parts.{k}": lr for k in range(finest, len(self.parts))}
+
     def tables(self, grid: Grid, finest: int = 0, order: int = 0) -> list[Tensor]:
         """The basis of a lattice, or its derivative per mm, at the voxels of a grid, axis by axis: see `LinearBasis.bases`."""
         lattice = self.lattices[finest]
@@ -83,13 +90,6 @@ class FreeForm(nn.Module):
         if found is None:
             raise InputError("the grid does not run along the lattices of the displacement")
         return [table / float(step) ** order for table, step in zip(found, lattice.spacing, strict=True)]
-
-    @torch.no_grad()
-    def start_from(self, u: Volume, part: int) -> None:
-        """Take displacements in mm, read at the nodes, for the coefficients of a part, which smooths them a little."""
-        lattice = self.lattices[part]
-        index = torch.tensor(u.grid.index(lattice.points().reshape(-1, 3).double().numpy()), dtype=torch.float32)
-        self.parts[part].copy_(trilinear(u.data, index).T.reshape(3, *lattice.shape))
 
     def field(self, case: Pair) -> Field:
         """The displacement as a field of one B-spline."""
@@ -164,20 +164,26 @@ class Views(nn.Module):
                    "start": torch.tensor(seen[1].grid.index(self.grid.points().reshape(-1, 3).double().numpy()), dtype=torch.float32)}
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
-        self.moving_mask = case.aligned_mask
-
-    def carried(self, u: Lattice, base: Volume | None = None) -> Float[Tensor, "3 I J K"]:
-        """Displacements at the lattice's voxels: u alone, or first u and then `base`, u(x) + base(x + u(x))."""
-        if base is None:
-            return u
-        to_index = np.linalg.inv(base.grid.affine)
-        at = torch.tensor(base.grid.index(self.grid.points().reshape(-1, 3).double().numpy()), dtype=torch.float32, device=u.device)
-        at = at + u.flatten(1).T @ torch.tensor(to_index[:3, :3].T, dtype=torch.float32, device=u.device)
-        return u + trilinear(base.data.to(u.device), at).T.reshape(u.shape)
+        self.seen, self.moving_mask = seen, case.aligned_mask
 
     def warped(self, u: Lattice) -> Float[Tensor, "I J K"]:
         """The moving image at x + u(x), at the lattice's voxels."""
         return trilinear(self.moving, self.start + u.flatten(1).T @ self.turn.T).reshape(self.grid.shape)
+
+    def places(self, u: Lattice) -> Float[Tensor, "N 3"]:
+        """x + u(x), as indices of the level's lattice."""
+        to_index = torch.tensor(np.linalg.inv(self.grid.affine)[:3, :3], dtype=torch.float32, device=u.device)
+        here = torch.cartesian_prod(*(torch.arange(float(n), device=u.device) for n in self.grid.shape))
+        return here + u.flatten(1).T @ to_index.T
+
+    def described(self) -> tuple[Float[Tensor, "12 I J K"], Float[Tensor, "12 i j k"], Float[Tensor, "3"]]:
+        """MIND descriptors of the fixed image, and of the moving one with a rim around it, both along the axes of the level's lattice, on which
+        they depend; and how many voxels wide the rim is."""
+        rim = [RIM if n > 1 else 0 for n in self.grid.shape]
+        wide = self.grid.crop([-r for r in rim], [n + 2 * r for n, r in zip(self.grid.shape, rim, strict=True)])
+        fixed, moving = (mind_ssc(image.on(wide).data[0]) for image in self.seen)
+        i, j, k = (slice(r, r + n) for n, r in zip(self.grid.shape, rim, strict=True))
+        return fixed[:, i, j, k].contiguous(), moving, torch.tensor(rim, dtype=torch.float32)
 
     @torch.no_grad()
     def counting(self, u: Lattice) -> Tensor:
@@ -194,13 +200,19 @@ class LatticeMatch(Problem):
         form: the displacement; trained in place.
         views: of the images.
         finest: the finest lattice that takes part, 0 for all.
-        similarity: "ncc" in windows, "mi" (mutual information of all voxels, in nats) or "mse" in units of the fixed image's variance.
+        similarity: "ncc" in windows, "mi" (mutual information of all voxels, in nats), "mind" (mean squared difference of the descriptors of
+            `mind_ssc`, taken on the level's lattice) or "mse" in units of the fixed image's variance.
         radius: of the windows, voxels of the level.
         bending, volume: see `Regularity`.
         base: displacements in mm that come after those of the form, which is then a small step more.
     """
 
     memory = "the number of voxels: choose a larger --voxel"
+    at: Tensor
+    turn: Tensor
+    fixed_mind: Tensor
+    moving_mind: Tensor
+    rim: Tensor
 
     def __init__(self, form: FreeForm, views: Views, finest: int, similarity: str, radius: int, bending: float, volume: float,
                  base: Volume | None = None):
@@ -208,7 +220,13 @@ class LatticeMatch(Problem):
         self.form, self.views, self.finest, self.similarity, self.base = form, views, finest, similarity, base
         self.regularity = Regularity(form, finest, bending, volume)
         self.radius = radius
+        for name, value in zip(("fixed_mind", "moving_mind", "rim"), views.described() if similarity == "mind" else (), strict=False):
+            self.register_buffer(name, value, persistent=False)
         self.tables = form.tables(views.grid, finest)
+        if base is not None:
+            at = base.grid.index(views.grid.points().reshape(-1, 3).double().numpy())
+            self.register_buffer("at", torch.tensor(at, dtype=torch.float32), persistent=False)
+            self.register_buffer("turn", torch.tensor(np.linalg.inv(base.grid.affine)[:3, :3], dtype=torch.float32), persistent=False)
 
     def batch(self, rng: torch.Generator) -> Any:
         return None
@@ -216,13 +234,48 @@ class LatticeMatch(Problem):
     def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
         c = self.form.coefficients(self.finest)
         u = LinearBasis.on([table.to(c.device) for table in self.tables], c)
-        return {"unlike": self.unlike(self.views.carried(u, self.base)), **self.regularity(c)}
+        return {"unlike": self.unlike(self.carried(u)), **self.regularity(c)}
+
+    def carried(self, u: Lattice) -> Lattice:
+        """All displacements together: u(x) + base(x + u(x))."""
+        if self.base is None:
+            return u
+        return u + trilinear(self.base.data.to(u.device), self.at + u.flatten(1).T @ self.turn.T).T.reshape(u.shape)
 
     def unlike(self, u: Lattice) -> Float[Tensor, ""]:
         """What is left of the likeness: 0 for images that are the same."""
-        fixed, warped, counts = self.views.fixed, self.views.warped(u), self.views.counting(u)
+        counts = self.views.counting(u)
+        if self.similarity == "mind":
+            warped = trilinear(self.moving_mind, self.views.places(u) + self.rim).T.reshape(self.fixed_mind.shape)
+            return (self.fixed_mind - warped).square().mean(0)[counts].mean()
+        fixed, warped = self.views.fixed, self.views.warped(u)
         if self.similarity == "ncc":
             return 1 - local_ncc(fixed, warped, self.radius, counts)
         if self.similarity == "mi":
             return -mutual_information(fixed[counts], warped[counts])
         return mse(warped[counts][:, None], fixed[counts][:, None]) / fixed[self.views.inside].var()
+
+
+def coarse_to_fine(form: FreeForm, case: Pair, run: Run, voxels: Sequence[float], blur: Sequence[float], steps: Sequence[int], lr: float = 0.4,
+                   similarity: str = "ncc", radius: int = 3, bending: float = 100.0, volume: float = 0.01, base: Volume | None = None) -> None:
+    """Fit one displacement from blurred images and wide lattices to sharp images and all lattices; the last two stages see all of them.
+
+    Args:
+        form: trained in place.
+        case: the images.
+        run: keeps its progress.
+        voxels: mm, of the images in each stage; never finer than the images' own.
+        blur: Gaussian sigma in each stage, mm.
+        steps: of Adam in each.
+        lr: of Adam, mm, in the first stage; it falls to a twentieth in each, and starts a third lower in the next.
+        similarity, radius, bending, volume, base: as in `LatticeMatch`.
+
+    Raises:
+        InputError: if voxels, blur and steps are not equally many.
+    """
+    if not len(voxels) == len(blur) == len(steps):
+        raise InputError("voxels, blur and steps must be given for the same number of stages")
+    for stage, (voxel, sigma, n) in enumerate(zip(voxels, blur, steps, strict=True)):
+        finest = min(max(0, len(voxels) - 2 - stage), len(form.parts) - 1)
+        match = LatticeMatch(form, Views(case, voxel, sigma), finest, similarity, radius, bending, volume, base)
+        run.fit(match, steps=n, lr=form.rates(lr * 0.7**stage, finest), name=f"level {stage + 1}", schedule="cosine", final=0.05)
