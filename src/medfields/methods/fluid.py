@@ -1,4 +1,4 @@
-"""Fluid B-splines: every displacement is tried on a coarse lattice, one free-form deformation follows, then small ones that go where it cannot.
+"""Fluid B-splines: displacements are searched on a coarse lattice, then refined by one free-form deformation and by small ones after it.
 
 phi = phi_0 o phi_1 o phi_2 o ... o phi_n, each phi_k(x) = x + u_k(x). phi_0 is a search (see `medfields.solve.search`), so that tissue that moved
 further than its detail is wide does not end in the wrong vessel. The others make F and M(phi) more alike, in windows: phi_1 is smooth as a whole,
