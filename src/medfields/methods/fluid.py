@@ -9,7 +9,7 @@ Needs: two images; a mask helps where organs slide along one another.
 Gives: displacement, mm, one cubic B-spline on a fine lattice, with exact derivatives.
 Deviations: greedy methods smooth the gradient of each step with a Gaussian (Yushkevich's greedy, Avants' SyN); here each step is optimised.
 Fidelity: ours.
-Use when: always; `bspline` is smoother and three times as fast.
+Use when: always; `bspline` is smoother and several times as fast.
 """
 
 from __future__ import annotations

@@ -94,9 +94,10 @@ def _ways(case: Pair, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
     grid, seen = views.grid, case.aligned_mask
     fixed, moving, inside = Volume(views.fixed, grid), Volume(views.moving, case.aligned.grid), views.inside
     there = inside if seen is None else seen.on(grid).data[0] > 0.5
+    there = there if there.any() else inside  # masks that meet on no voxel of this lattice
     mask = None if case.mask is None or seen is None else Volume(inside.float(), grid)
     return (_filled(search(fixed, moving, inside, REACH, 2, 1.5, moving_mask=seen), inside),
-            _filled(search(moving.on(grid), fixed, there if there.any() else inside, REACH, 2, 1.5, moving_mask=mask), there))
+            _filled(search(moving.on(grid), fixed, there, REACH, 2, 1.5, moving_mask=mask), there))
 
 
 def _filled(u: Volume, inside: torch.Tensor) -> torch.Tensor:
