@@ -93,7 +93,7 @@ _TUNED = {key: BUDGETS["hyperelastic"][key] for key in ("net", "steps", "lr", "z
 _REAL = ("lung", "breath", "brain")
 ABLATIONS: tuple[Ablation, ...] = (
     Ablation("20 s", ("lung",), ("fluid",),
-             {"search": 0.0, "elastic": (40, 40, 30, 20), "voxels": (2.0,), "blur": (0.0,), "rounds": (1,), "steps": 12}),
+             {"search": 0.0, "elastic": (40, 30, 20, 15), "voxels": (2.0,), "blur": (0.0,), "rounds": (1,), "steps": 12}),
     Ablation("not searched", (*_REAL, "phantom"), ("fluid",), {"search": 0.0}),
     Ablation("low omega", ("lung", "phantom"), ("idir",), _TUNED),
     # Both at one small weight, on one network: |det - 1| lets a volume vanish, conformal hyperelasticity does not.
