@@ -199,6 +199,9 @@ def test_weak_penalties_are_compared_by_their_folds() -> None:
     assert found["hyperelastic at a small weight, folds, `phantom-bias`"][2] == "yes"
     assert found["idir (|det - 1|) at the same weight, folds in its worst seed, more than none"] == ["> 0 %", "0.1 %", "yes"]
     assert found["TRE of the former over that of the latter"] == ["<= 1.05", "1.05", "yes"]
+    assert register.TASKS["phantom-bias"].motion == asked_register.BIASED_MOTION
+    lost = told([row_of("phantom-bias", "idir", "weak", tre=3.6, folds=0.2)])
+    assert lost["TRE of the latter, which has to register for that to mean anything, beside the motion"] == ["<= 2.31 voxels", "3.6 voxels", "**no**"]
 
 
 def test_the_brains_the_other_way_round() -> None:
