@@ -209,7 +209,7 @@ def test_the_brains_the_other_way_round() -> None:
     start = np.array([[1.1, 0, 0, 2], [0, 1, 0.1, 3], [0, 0, 0.9, 4], [0, 0, 0, 1.0]])
     arrays = {"fixed": np.ones(2), "moving": np.array([0.0, 3.0, 4.0]), "fixed_affine": np.eye(4), "moving_affine": 2 * np.eye(4),
               "labels": np.arange(2), "moving_labels": np.arange(3), "mask": np.ones(2, bool), "start": start}
-    turned = register.turned(arrays)
+    turned = pairs.turned(arrays)
     assert turned["fixed"] is arrays["moving"] and turned["moving"] is arrays["fixed"]
     assert turned["labels"] is arrays["moving_labels"] and turned["moving_labels"] is arrays["labels"]
     assert turned["fixed_affine"] is arrays["moving_affine"] and turned["moving_affine"] is arrays["fixed_affine"]

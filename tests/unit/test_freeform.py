@@ -15,12 +15,14 @@ from medfields.classical.bspline import BSplineFFD
 from medfields.errors import InputError
 from medfields.fields import BSpline, Field, jacobian, on_lattice
 from medfields.fields.bspline import LinearBasis
+from medfields.kernels.trilinear import trilinear
 from medfields.losses import bending, determinant
 from medfields.losses.regularity import barrier
 from medfields.methods.fluid import Fluid
 from medfields.solve import Run
-from medfields.solve.fluid import Steps, searched
+from medfields.solve.fluid import Steps, _ways, searched
 from medfields.solve.freeform import FreeForm, LatticeMatch, Regularity, Views, nested, subdivided
+from medfields.solve.pairing import displaced
 from medfields.space import Box, Grid, Volume
 from medfields.space.rigid import rotation
 
@@ -126,12 +128,41 @@ def test_other_modalities(method: BSplineFFD | Fluid, similarity: str) -> None:
     assert error(replace(method, similarity=similarity).solve(case.replaced(moving=other), Run()), case) < 0.8  # type: ignore[arg-type]  # 1.66 before
 
 
-def test_mind_sees_the_moving_image_where_the_displacement_says() -> None:
+def test_displaced_points_are_those_of_the_world() -> None:
+    """On a turned lattice of three spacings, the first of which runs backwards."""
+    grid = Grid((5, 6, 7), TURNED @ np.diag([-1.0, 1, 1, 1]))
+    u = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    world = grid.points().double().numpy() + u.movedim(0, -1).double().numpy()
+    torch.testing.assert_close(displaced(grid, u), torch.tensor(grid.index(world.reshape(-1, 3)), dtype=torch.float32), rtol=0, atol=1e-4)
+
+
+def waves(x: torch.Tensor) -> torch.Tensor:
+    """A pattern without end, some 15 mm wide."""
+    return torch.sin(x[..., 0] / 3) + torch.cos(x[..., 1] / 2.5 + 0.5) + torch.sin((x[..., 2] + x[..., 0]) / 3.5)
+
+
+@pytest.mark.parametrize("flip", [1.0, -1.0])
+def test_mind_sees_the_moving_image_where_the_displacement_says(flip: float) -> None:
+    """On a turned lattice the shift that was made leaves nothing, its opposite does; the images have lattices and extents of their own."""
+    grid = Grid((22, 24, 20), TURNED @ np.diag([flip, 1.0, 1.0, 1.0]))
+    wide = Grid.from_spacing((110, 110, 130), 1.0, (grid.centre - 55).tolist())
+    shift = torch.tensor([3.0, -2.0, 4.0])
+    case = Pair(Volume(waves(grid.points() + shift), grid), Volume(waves(wide.points()), wide))
+    match = LatticeMatch(FreeForm(grid, grid.box(), 12.0, 1), Views(case, 1.0, 0.0), 0, "mind", 2, 0.0, 0.0)
+    inside = torch.zeros(match.views.grid.shape, dtype=torch.bool)
+    inside[4:-4, 4:-4, 4:-4] = True  # beyond the fixed image its border goes on, in the moving one the pattern
+    match.views.inside = inside
+    u = shift[:, None, None, None].expand(3, *match.views.grid.shape).contiguous()
+    right, still, wrong = (float(match.unlike(v)) for v in (u, 0 * u, -u))
+    assert right < 0.2 * min(still, wrong)
+
+
+def test_the_end_of_an_image_is_no_edge_to_mind() -> None:
+    """Even images, however far from the value that volumes have beyond themselves, have nothing to tell at their borders either."""
     case = Pair.toy()
-    match = LatticeMatch(FreeForm(case.grid, case.box(), 8.0, 2), Views(case, 3.0, 0.0), 0, "mind", 2, 0.0, 0.0)
-    still = torch.zeros(3, *match.views.grid.shape)
-    shifted = LatticeMatch(match.form, Views(case.replaced(fixed=case.moving), 3.0, 0.0), 0, "mind", 2, 0.0, 0.0)
-    assert shifted.unlike(still) < 1e-9 < 1e-3 < match.unlike(still)  # an image against itself
+    even = case.replaced(fixed=case.fixed.with_data(0 * case.fixed.data + 500), moving=case.moving.with_data(0 * case.moving.data + 500), mask=None)
+    fixed, moving, _ = Views(even, 2.0, 0.0).described()
+    assert torch.equal(fixed, torch.ones_like(fixed)) and torch.equal(moving, torch.ones_like(moving))
 
 
 def test_fluid_finds_the_motion_and_composes_what_it_says() -> None:
@@ -167,6 +198,20 @@ def test_a_search_reaches_what_descent_does_not() -> None:
     inside = far.mask.on(found.grid).data[0] > 0.5  # type: ignore[union-attr]
     middle = found.data[:, inside].mean(1) - torch.tensor([8.0, 0.0, -6.0])
     assert middle.norm() < 3.0
+
+
+def test_the_search_is_consistent_both_ways() -> None:
+    """There and back again ends nearer to the start than what the two searches found by themselves."""
+    case = Pair.toy()
+    turned = Pair(case.moving, case.fixed, case.mask, None)
+    there, back = (searched(c, Run(), 6.0) for c in (case, turned))
+    views = Views(case, float(there.grid.spacing[0]), 0.4 * float(there.grid.spacing[0]))
+    alone = _ways(case, views)
+
+    def lacking(u: torch.Tensor, v: torch.Tensor) -> float:
+        return float((u + trilinear(v.contiguous(), displaced(there.grid, u)).T.reshape(u.shape)).norm(dim=0)[views.inside].mean())
+
+    assert there.grid.same_as(back.grid) and lacking(there.data, back.data) < 0.6 * lacking(*alone)
 
 
 def test_linear_basis_tables_are_per_mm(form: FreeForm) -> None:

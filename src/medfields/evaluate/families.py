@@ -8,7 +8,8 @@ part, `configured(method, variant)`, and `measured(task, scan, seed, method, var
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,23 @@ class Score:
     unit: str = ""
     digits: int = 2
     larger: bool = True
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The same method without one idea, so that a row shows what the idea is worth, or with other settings.
+
+    Args:
+        name: in rows and tables.
+        tasks: where it is run.
+        methods: whose; () is every method that is not classical.
+        overrides: hyper-parameters.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 IMAGE_SCORES = (Score("psnr", "PSNR", "dB"), Score("ssim", "SSIM", digits=4))

@@ -42,6 +42,7 @@ class Task:
         motion: of the phantom, mean in voxels.
         bias: of the phantom's fixed image: it is multiplied by exp(b) with b a wave of this amplitude.
         noise: standard deviation, of both images of a phantom; each seed has its own.
+        back: fixed and moving are changed over.
     """
 
     name: str
@@ -52,11 +53,12 @@ class Task:
     motion: float = 0.0
     bias: float = 0.0
     noise: float = 0.0
+    back: bool = False
 
 
 def scan_name(task: Task) -> str:
     """The task, and a hash of what its images depend on and of the code that makes them."""
-    made = repr([task.kind, task.motion, task.bias, task.noise]).encode()
+    made = repr([task.kind, task.motion, task.bias, task.noise, task.back]).encode()
     code = [Path(f).read_bytes() for f in (__file__, simulate_tube.__file__)]
     return f"{task.name}-{hashlib.sha256(b''.join([made, *code])).hexdigest()[:12]}"
 
@@ -76,6 +78,8 @@ def acquire(task: Task, cache: Path) -> Path:
         makers: dict[str, Callable[[Task], Arrays]] = {"lung": lung, "breath": breath, "brain": brain, "slices": slices, "phantom": phantom,
                                                        "tube": tube}
         arrays = makers[task.kind](task)
+        if task.back:
+            arrays = turned(arrays)
         cache.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the keywords for allow_pickle
@@ -134,6 +138,13 @@ def brain(task: Task) -> Arrays:
     mask = fixed.with_data(fixed.data > 0)
     start = start_of(fixed, moving, "affine", mask, similarity="ncc")
     return _pair(fixed, moving, start) | {"mask": mask.data[0].numpy() > 0.5, "labels": labels[0], "moving_labels": labels[1]}
+
+
+def turned(arrays: Arrays) -> Arrays:
+    """Two labelled brains, fixed and moving changed over."""
+    pairs = {"fixed": "moving", "fixed_affine": "moving_affine", "labels": "moving_labels"}
+    found = {a: arrays[b] for a, b in (*pairs.items(), *((b, a) for a, b in pairs.items()))}
+    return found | {"mask": arrays["moving"] > 0, "start": np.linalg.inv(arrays["start"])}
 
 
 def slices(task: Task) -> Arrays:

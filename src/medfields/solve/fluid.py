@@ -14,6 +14,7 @@ from ..fields.warp import Plane
 from ..kernels.trilinear import trilinear
 from ..space import Grid, Volume
 from .freeform import FreeForm, Views, nested
+from .pairing import displaced, indices
 from .run import Run
 from .search import consistent, search
 
@@ -42,9 +43,7 @@ class Steps:
         """Put a step before all others: u(x) + whole(x + u(x)). What lattices finer than `finest` add is left out."""
         grid, c = self.whole.grid, form.coefficients(finest).cpu()
         u = LinearBasis.on(form.tables(grid, finest), c)
-        to_index = torch.tensor(np.linalg.inv(grid.affine)[:3, :3], dtype=torch.float32)
-        at = torch.cartesian_prod(*(torch.arange(float(n)) for n in grid.shape)) + u.flatten(1).T @ to_index.T
-        self.whole = self.whole.with_data(u + trilinear(self.whole.data, at).T.reshape(u.shape))
+        self.whole = self.whole.with_data(u + trilinear(self.whole.data, displaced(grid, u)).T.reshape(u.shape))
 
     def field(self, case: Pair) -> Field:
         """The whole as one cubic B-spline that takes its values at the nodes of the lattice."""
@@ -85,8 +84,7 @@ def searched(case: Pair, run: Run, reach: float) -> Volume:
 
 def _read(u: Volume, grid: Grid) -> torch.Tensor:
     """A volume of displacements at the voxels of another grid; its border goes on."""
-    index = torch.tensor(u.grid.index(grid.points().reshape(-1, 3).double().numpy()), dtype=torch.float32)
-    return trilinear(u.data, index).T.reshape(u.channels, *grid.shape)
+    return trilinear(u.data, indices(grid, u.grid)).T.reshape(u.channels, *grid.shape)
 
 
 def _ways(case: Pair, views: Views) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,7 +28,7 @@ from ..losses.local import local_ncc, mind_ssc
 from ..losses.regularity import barrier
 from ..losses.similarity import mutual_information
 from ..space import Box, Grid, Volume
-from .pairing import blurred
+from .pairing import blurred, displaced, indices
 from .problem import Problem
 from .run import Run
 
@@ -161,7 +161,7 @@ class Views(nn.Module):
         to_index = np.linalg.inv(case.aligned.grid.affine)
         buffers = {"fixed": seen[0].on(self.grid).data[0], "moving": seen[1].data, "inside": mask,
                    "turn": torch.tensor(to_index[:3, :3], dtype=torch.float32),
-                   "start": torch.tensor(seen[1].grid.index(self.grid.points().reshape(-1, 3).double().numpy()), dtype=torch.float32)}
+                   "start": indices(self.grid, seen[1].grid)}
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
         self.seen, self.moving_mask = seen, case.aligned_mask
@@ -170,18 +170,12 @@ class Views(nn.Module):
         """The moving image at x + u(x), at the lattice's voxels."""
         return trilinear(self.moving, self.start + u.flatten(1).T @ self.turn.T).reshape(self.grid.shape)
 
-    def places(self, u: Lattice) -> Float[Tensor, "N 3"]:
-        """x + u(x), as indices of the level's lattice."""
-        to_index = torch.tensor(np.linalg.inv(self.grid.affine)[:3, :3], dtype=torch.float32, device=u.device)
-        here = torch.cartesian_prod(*(torch.arange(float(n), device=u.device) for n in self.grid.shape))
-        return here + u.flatten(1).T @ to_index.T
-
     def described(self) -> tuple[Float[Tensor, "12 I J K"], Float[Tensor, "12 i j k"], Float[Tensor, "3"]]:
         """MIND descriptors of the fixed image, and of the moving one with a rim around it, both along the axes of the level's lattice, on which
-        they depend; and how many voxels wide the rim is."""
+        they depend; and how many voxels wide the rim is. Beyond an image its border goes on: its end is no edge."""
         rim = [RIM if n > 1 else 0 for n in self.grid.shape]
         wide = self.grid.crop([-r for r in rim], [n + 2 * r for n, r in zip(self.grid.shape, rim, strict=True)])
-        fixed, moving = (mind_ssc(image.on(wide).data[0]) for image in self.seen)
+        fixed, moving = (mind_ssc(trilinear(image.data, indices(wide, image.grid)).T.reshape(wide.shape)) for image in self.seen)
         i, j, k = (slice(r, r + n) for n, r in zip(self.grid.shape, rim, strict=True))
         return fixed[:, i, j, k].contiguous(), moving, torch.tensor(rim, dtype=torch.float32)
 
@@ -220,12 +214,12 @@ class LatticeMatch(Problem):
         self.form, self.views, self.finest, self.similarity, self.base = form, views, finest, similarity, base
         self.regularity = Regularity(form, finest, bending, volume)
         self.radius = radius
-        for name, value in zip(("fixed_mind", "moving_mind", "rim"), views.described() if similarity == "mind" else (), strict=False):
-            self.register_buffer(name, value, persistent=False)
+        if similarity == "mind":
+            for name, value in zip(("fixed_mind", "moving_mind", "rim"), views.described(), strict=True):
+                self.register_buffer(name, value, persistent=False)
         self.tables = form.tables(views.grid, finest)
         if base is not None:
-            at = base.grid.index(views.grid.points().reshape(-1, 3).double().numpy())
-            self.register_buffer("at", torch.tensor(at, dtype=torch.float32), persistent=False)
+            self.register_buffer("at", indices(views.grid, base.grid), persistent=False)
             self.register_buffer("turn", torch.tensor(np.linalg.inv(base.grid.affine)[:3, :3], dtype=torch.float32), persistent=False)
 
     def batch(self, rng: torch.Generator) -> Any:
@@ -246,7 +240,7 @@ class LatticeMatch(Problem):
         """What is left of the likeness: 0 for images that are the same."""
         counts = self.views.counting(u)
         if self.similarity == "mind":
-            warped = trilinear(self.moving_mind, self.views.places(u) + self.rim).T.reshape(self.fixed_mind.shape)
+            warped = trilinear(self.moving_mind, displaced(self.views.grid, u) + self.rim).T.reshape(self.fixed_mind.shape)
             return (self.fixed_mind - warped).square().mean(0)[counts].mean()
         fixed, warped = self.views.fixed, self.views.warped(u)
         if self.similarity == "ncc":

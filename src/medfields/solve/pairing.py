@@ -251,6 +251,17 @@ def exponential(velocity: Float[Tensor, "B 3 I J K"], squarings: int = 7) -> Flo
     return u
 
 
+def indices(of: Grid, on: Grid) -> Float[Tensor, "N 3"]:
+    """The voxel centres of one grid as indices of another."""
+    return torch.tensor(on.index(of.points().reshape(-1, 3).double().numpy()), dtype=torch.float32)
+
+
+def displaced(grid: Grid, u: Float[Tensor, "3 I J K"]) -> Float[Tensor, "N 3"]:
+    """x + u(x) at the voxels of a grid, u in mm, as indices of the same grid."""
+    to_index = torch.tensor(np.linalg.inv(grid.affine)[:3, :3], dtype=torch.float32, device=u.device)
+    return torch.cartesian_prod(*(torch.arange(float(n), device=u.device) for n in grid.shape)) + u.flatten(1).T @ to_index.T
+
+
 def index_points(like: Float[Tensor, "B C I J K"]) -> Float[Tensor, "I J K 3"]:
     """The indices of a lattice's nodes."""
     axes = [torch.arange(n, dtype=like.dtype, device=like.device) for n in like.shape[2:]]

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..kernels.trilinear import trilinear
 from ..kernels.window import window_sums
 from ..space import Grid, Volume
+from .pairing import displaced
 
 Lattice = Float[Tensor, "I J K"]
 COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -59,11 +60,8 @@ def search(fixed: Volume, moving: Volume, mask: Bool[Tensor, "I J K"], steps: in
 def consistent(forward: Float[Tensor, "3 I J K"], back: Float[Tensor, "3 I J K"], grid: Grid, rounds: int = 15) -> Float[Tensor, "3 I J K"]:
     """The forward displacements, in mm on one lattice, after both ways were drawn towards the inverse of the other (Heinrich et al., MICCAI 2014):
     u <- (u - v o (x + u)) / 2 and v <- (v - u o (x + v)) / 2 at once, over and over. Where they disagree, what is left is smoother and folds less."""
-    at = torch.cartesian_prod(*(torch.arange(float(n)) for n in grid.shape))
-    to_index = torch.tensor(np.linalg.inv(grid.affine)[:3, :3], dtype=torch.float32)
-
     def through(a: Tensor, u: Tensor) -> Tensor:
-        return trilinear(a.contiguous(), at + u.flatten(1).T @ to_index.T).T.reshape(u.shape)
+        return trilinear(a.contiguous(), displaced(grid, u)).T.reshape(u.shape)
 
     for _ in range(rounds):
         forward, back = (forward - through(back, forward)) / 2, (back - through(forward, back)) / 2

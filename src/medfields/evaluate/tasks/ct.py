@@ -6,8 +6,8 @@ compared as it is, in 1/mm; nothing is rescaled unless the column says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ...solve import Method, Run
 from ...solve.fbp import filtered_backprojection
 from ...solve.views import denser
 from ...space import Grid, Volume
-from .. import measure, metrics, simulate_ct
+from .. import families, measure, metrics, simulate_ct
 from ..families import PLAIN
 from ..scans_ct import LESION, WATER, Source, Task, acquire, geometry, metal_spectrum, recorded, scan_name, volume_of
 
@@ -60,21 +60,14 @@ TASKS = {task.name: task for task in _ALL}
 
 
 @dataclass(frozen=True)
-class Ablation:
-    """The same method without one idea, or with other knowledge.
+class Ablation(families.Ablation):
+    """Also with other knowledge.
 
     Args:
-        name: in rows and tables.
-        tasks, methods: where, and whose.
-        overrides: hyper-parameters.
         prior: what the case holds as the earlier scan: "own", "another" patient's, or "none", with which nothing is learned from others either.
         oracle: the true poses of a moving subject are known.
     """
 
-    name: str
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...]
-    overrides: Mapping[str, Any] = field(default_factory=dict)
     prior: str = "own"
     oracle: bool = False
 

@@ -7,8 +7,8 @@ Errors of phantoms are in voxels, all others in mm.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ...losses import ncc
 from ...solve import Method, Run
 from ...solve.carry import carried_image
 from ...space import Grid, Volume
-from .. import measure, metrics
+from .. import families, measure, metrics
 from .. import registration as quality
 from ..families import PLAIN, Score
 from ..pairs import VOXEL, Arrays, Points, Task, acquire, scan_name
@@ -39,15 +39,15 @@ FIRST_VOXELS = 20_000  # at which inverse consistency is read
 
 _MM = (Score("tre", "TRE", "mm", larger=False), Score("tre_without", "TRE of 21", "mm", larger=False))
 _VOXELS = (Score("tre", "TRE", "voxels", 3, larger=False), Score("tre_max", "most", "voxels", larger=False))
+_LABELS = (Score("dice", "Dice", digits=4), Score("hd95", "HD95", "mm", larger=False))
 _ALIKE = (Score("ncc", "NCC", digits=4),)
 _NETWORKS = ("idir", "hyperelastic", "mirnf", "cycle")
 
 _ALL = (
     Task("lung", "one lung, baseline and follow-up CT, 22 landmark pairs", "lung", _MM, ("classical", *_NETWORKS)),
     Task("breath", "lungs at two phases of a breath", "breath", (*_ALIKE, Score("vessels", "vessels' overlap", digits=3))),
-    Task("brain", "brains of two people, 44 labels", "brain", (Score("dice", "Dice", digits=4), Score("hd95", "HD95", "mm", larger=False))),
-    Task("brain-back", "the same two brains, the other one fixed; nothing was chosen on it", "brain",
-         (Score("dice", "Dice", digits=4), Score("hd95", "HD95", "mm", larger=False))),
+    Task("brain", "brains of two people, 44 labels", "brain", _LABELS),
+    Task("brain-back", "the same two brains, the other one fixed; nothing was chosen on it", "brain", _LABELS, back=True),
     Task("slices", "slices of two brains, 256 x 256", "slices", _ALIKE, ("classical", "idir", "mirnf")),
     Task("phantom", "phantom of 48^3 voxels, motion of 5.2 voxels", "phantom", _VOXELS, ("classical", *_NETWORKS, "dnvf"), motion=5.2, noise=0.02),
     Task("phantom-bias", "phantom, motion of 2.3 voxels, one image brighter on one side", "phantom", _VOXELS,
@@ -61,20 +61,13 @@ TASKS = {task.name: task for task in _ALL}
 
 
 @dataclass(frozen=True)
-class Ablation:
-    """The same method without one idea, or with other settings.
+class Ablation(families.Ablation):
+    """Also with another start.
 
     Args:
-        name: in rows and tables.
-        tasks, methods: where, and whose.
-        overrides: hyper-parameters.
         first: the method whose displacement it starts from; its time counts.
     """
 
-    name: str
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...]
-    overrides: Mapping[str, Any] = field(default_factory=dict)
     first: str = ""
 
 
@@ -167,8 +160,6 @@ def trial(task: Task, scan: Path, seed: int) -> Trial:
     """The pair with the noise of one seed."""
     with np.load(scan, allow_pickle=False) as file:
         arrays = dict(file)
-    if task.name == "brain-back":
-        arrays = turned(arrays)
     rng = np.random.default_rng((seed, 3))
     fixed, moving = (Volume(arrays[name], Grid(arrays[name].shape, arrays[f"{name}_affine"]), fill=float(arrays[name].min()))
                      for name in ("fixed", "moving"))
@@ -178,13 +169,6 @@ def trial(task: Task, scan: Path, seed: int) -> Trial:
     case = Pair(noisy[0], noisy[1], mask, moving_mask, arrays["start"], centreline=arrays.get("line"), tube_radius=float(arrays.get("radius", 0.0)),
                 name=task.name)
     return Trial(case, fixed, moving, arrays)
-
-
-def turned(arrays: Arrays) -> Arrays:
-    """The same two brains, fixed and moving changed over."""
-    pairs = {"fixed": "moving", "fixed_affine": "moving_affine", "labels": "moving_labels"}
-    found = {a: arrays[b] for a, b in (*pairs.items(), *((b, a) for a, b in pairs.items()))}
-    return found | {"mask": arrays["moving"] > 0, "start": np.linalg.inv(arrays["start"])}
 
 
 def measured(task: Task, scan: Path, seed: int, method: str, variant: str) -> dict[str, Any]:

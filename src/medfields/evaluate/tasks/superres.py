@@ -8,8 +8,8 @@ the same voxels for every method. Noise is Rician with a standard deviation of 1
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from ...fields import MLP, Fourier, GridEncoding, Identity, MultiHead, Siren
 from ...io import atomic, read_volume
 from ...solve import Run
 from ...space import Grid, Volume
-from .. import measure, metrics, simulate
+from .. import families, measure, metrics, simulate
 from ..families import PLAIN, data_folder
 
 if TYPE_CHECKING:
@@ -74,24 +74,16 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Ablation:
-    """The same method without one idea, so that a row shows what the idea is worth.
+class Ablation(families.Ablation):
+    """Also with other data.
 
     Args:
-        name: in rows and tables.
-        tasks: where it is run.
-        methods: whose; () is every method that is not classical.
         profile: "none" takes thick slices for points.
         one_contrast: solves every contrast alone.
-        overrides: hyper-parameters.
     """
 
-    name: str
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...] = ()
     profile: Profile = "gauss"
     one_contrast: bool = False
-    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
