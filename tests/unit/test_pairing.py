@@ -20,7 +20,6 @@ from medfields.solve.pairing import (
     BlockMatch,
     PointMatch,
     _block,
-    blurred,
     differences,
     exponential,
     flow,
@@ -108,7 +107,7 @@ def test_blocks_lie_on_voxel_centres() -> None:
 def test_blur_keeps_the_mean_and_widens_by_sigma() -> None:
     spike = torch.zeros(31, 31, 31)
     spike[15, 15, 15] = 1
-    made = blurred(Volume(spike, Grid.from_spacing((31, 31, 31), (1.0, 2.0, 1.0))), 2.0).data[0]
+    made = Volume(spike, Grid.from_spacing((31, 31, 31), (1.0, 2.0, 1.0))).blurred(2.0).data[0]
     i = torch.arange(31.0) - 15
     assert float(made.sum()) == pytest.approx(1, abs=1e-4)
     assert float((made.sum((1, 2)) * i**2).sum()) == pytest.approx(4, abs=0.05)  # of 1 mm voxels

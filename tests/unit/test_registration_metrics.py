@@ -21,8 +21,9 @@ from medfields.evaluate.registration import (
     vesselness,
     vesselness_overlap,
 )
-from medfields.fields import BSpline, Field
-from medfields.fields.warp import Affine, Composed, InPlane, displacement, from_lattice
+from medfields.fields import BSpline, Field, LinearBasis
+from medfields.fields.warp import Affine, Composed, InPlane, composed, displacement, from_lattice, jacobian
+from medfields.solve.determinants import Determinants
 from medfields.space import Box, Grid, Volume
 
 A, B, C, D = 0.1, 0.3, 0.25, 0.2
@@ -132,16 +133,33 @@ def test_only_the_mask_counts() -> None:
 
 def test_slabs_see_all_of_a_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A warp given at voxels folds in one cell only; both ways find it, however the lattice is cut."""
-    from medfields.evaluate import registration
-
     grid = Grid.from_spacing((24, 20, 16), (1.0, 1.5, 2.0))
     u = torch.zeros(3, *grid.shape)
     u[0, 12, 9, 7] = 3.0
     warp, mask = from_lattice(Volume(u, grid)), torch.ones(grid.shape, dtype=torch.bool)
     fast = regularity(warp, grid, mask)
     assert 0 < fast["folds"] < 0.01
-    monkeypatch.setattr(registration._SplineDeterminant, "of", lambda *_: None)
+    monkeypatch.setattr(LinearBasis, "bases", lambda *_: None)
     assert regularity(warp, grid, mask) == pytest.approx(fast, abs=1e-4)
+
+
+def test_determinants_on_a_lattice_are_those_at_its_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a spline that an affine map follows, by products of matrices, and by slopes at points."""
+    grid = Grid.from_spacing((9, 7, 6), (2.0, 1.5, 1.0), (-8.0, -5.0, -2.0))
+    warp = displacement(BSpline.on(Grid.from_spacing((8, 7, 6), 4.0, (-14.0, -12.0, -10.0)), 3), grid.box())
+    with torch.no_grad():
+        warp.net.coefficients.copy_(0.1 * torch.randn(3, 8, 7, 6, generator=torch.Generator().manual_seed(0)))  # type: ignore[operator]
+    then = displacement(Affine.of(np.array([[1.1, 0.2, 0, 3], [0, 0.9, 0, 0], [0, 0.1, 1.3, -2], [0, 0, 0, 1]])), grid.box())
+    whole = composed(warp, then)
+    found = Determinants(whole, grid)
+    assert found.spline is not None
+    fast = torch.cat([found.at(*slab) for slab in found.slabs()])
+    asked = torch.linalg.det(jacobian(whole, grid.points().reshape(-1, 3))).detach()
+    assert torch.allclose(fast, asked, atol=1e-4) and float(asked.std()) > 0.05
+    some = torch.rand(grid.shape, generator=torch.Generator().manual_seed(1)) > 0.6
+    for case in ("matrices", "points"):
+        assert torch.allclose(Determinants(whole, grid).at(2, 5, some[2:5]), asked.reshape(grid.shape)[2:5][some[2:5]], atol=1e-4), case
+        monkeypatch.setattr(LinearBasis, "bases", lambda *_: None)
 
 
 def test_slices_keep_one_point_across() -> None:

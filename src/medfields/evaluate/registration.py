@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..fields import Field
-from ..fields.bspline import LinearBasis
-from ..fields.warp import jacobian
-from ..losses.regularity import LEAST, determinant
+from ..losses.regularity import LEAST
+from ..solve.determinants import Determinants
 from ..space import Grid
 from .metrics import Image, Mask
 
@@ -120,18 +119,11 @@ def _determinants(warp: Field, grid: Grid, mask: Bool[Tensor, "I J K"], finer: i
     lattice = _finer(grid.crop(lo.numpy(), size.numpy()), times)
     for d in range(1, 3):
         mask = mask.repeat_interleave(times[d], d)
-    fast = _SplineDeterminant.of(warp, lattice)
-    step = max(1, (1 << 19) // (lattice.shape[1] * lattice.shape[2]))
-    for i in range(0, lattice.shape[0], step):
-        stop = min(i + step, lattice.shape[0])
-        inside = mask[torch.arange(i, stop) // times[0]].to(warp.centre.device)
-        if not inside.any():
-            continue
-        if fast is not None:
-            yield fast.slab(i, stop)[inside]
-        else:
-            for x in lattice.slab(i, stop, warp.centre.device)[inside].split(_CHUNK):
-                yield determinant(jacobian(warp, x))
+    everywhere = Determinants(warp, lattice)
+    for i, stop in everywhere.slabs():
+        inside = mask[torch.arange(i, stop) // times[0]]
+        if inside.any():
+            yield everywhere.at(i, stop, inside)
 
 
 def _finer(grid: Grid, times: list[int]) -> Grid:
@@ -140,37 +132,6 @@ def _finer(grid: Grid, times: list[int]) -> Grid:
     affine[:3, :3] /= times
     affine[:3, 3] = grid.world(-0.5 + 0.5 / np.array(times))
     return Grid((grid.shape[0] * times[0], grid.shape[1] * times[1], grid.shape[2] * times[2]), affine)
-
-
-class _SplineDeterminant:
-    """det grad phi of a B-spline warp on a lattice along its own: products of small matrices, with the coefficients that a slab sees.
-
-    With A the mm of a lattice step and c the slopes of u per step, grad phi = 1 + c A^-1, so its determinant is det(A + c) / det A.
-    """
-
-    def __init__(self, warp: Field, net: LinearBasis, plain: list[Tensor], slope: list[Tensor]):
-        self.net, self.scale, self.plain, self.slope = net, warp.scale, plain, slope
-        self.step = torch.tensor(net.spec.lattice.affine[:3, :3].copy(), dtype=torch.float32, device=warp.scale.device)
-
-    @classmethod
-    def of(cls, warp: Field, lattice: Grid) -> _SplineDeterminant | None:
-        """None for other warps and for turned lattices."""
-        if not isinstance(warp.net, LinearBasis):
-            return None
-        plain, slope = warp.net.bases(lattice), warp.net.bases(lattice, 1)
-        return None if plain is None or slope is None else cls(warp, warp.net, plain, slope)
-
-    def slab(self, start: int, stop: int) -> Float[Tensor, "i j k"]:
-        """For the voxels with start <= i < stop."""
-        seen = torch.nonzero(((self.plain[0][start:stop] != 0) | (self.slope[0][start:stop] != 0)).any(0))
-        lo, hi = int(seen.min()), int(seen.max()) + 1
-        coefficients = self.scale[:, None, None, None] * self.net.coefficients[:, lo:hi]
-        columns = []
-        for axis in range(3):
-            bases = [(self.slope if d == axis else self.plain)[d] for d in range(3)]
-            slopes = self.net.on([bases[0][start:stop, lo:hi], *bases[1:]], coefficients)
-            columns.append(slopes.add_(self.step[:, axis, None, None, None]))
-        return determinant(torch.stack(columns).movedim((0, 1), (-2, -1))) / torch.det(self.step)
 
 
 # ---- labels and vessels

@@ -14,7 +14,7 @@ from ..space import Box
 from ..space.tube import Points, Smoothing, TubeChart
 from .siren import Siren
 from .spec import Spec, bounded, spec
-from .warp import _three
+from .warp import three_to_three
 
 UNIT = Box((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
 
@@ -75,7 +75,7 @@ class Tube(Spec):
         return cls.along(line, 0.4 * box.sides.min(), Siren(width=16, depth=2))
 
     def build(self, box: Box, channels: int) -> nn.Module:
-        _three(self, box, channels)
+        three_to_three(self, box, channels)
         return InTube(self.chart, self.inner.build(UNIT, 3), box, self.even)
 
 

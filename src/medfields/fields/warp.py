@@ -48,7 +48,7 @@ class Affine(Spec):
         return cls((0.9, 0.1, 0.0, 3.0, -0.1, 1.1, 0.0, -2.0, 0.0, 0.0, 1.0, 1.0)) if box.ndim == 3 else None
 
     def build(self, box: Box, channels: int) -> nn.Module:
-        _three(self, box, channels)
+        three_to_three(self, box, channels)
         return AffineMap(np.array(self.matrix).reshape(3, 4), box)
 
 
@@ -89,7 +89,7 @@ class Composed(Spec):
         return None if made is None else cls(made, made)
 
     def build(self, box: Box, channels: int) -> nn.Module:
-        _three(self, box, channels)
+        three_to_three(self, box, channels)
         return Chain(self.first.build(box, 3), self.then.build(box, 3))
 
 
@@ -146,7 +146,7 @@ class Flow(Spec):
         return None if made is None else cls(made, 4)
 
     def build(self, box: Box, channels: int) -> nn.Module:
-        _three(self, box, channels)
+        three_to_three(self, box, channels)
         return Integral(self.velocity.build(box.extended(0.0, 1.0) if self.timed else box, 3), self)
 
 
@@ -225,7 +225,7 @@ class InPlane(Spec):
         return None if made is None else cls(made, 1)
 
     def build(self, box: Box, channels: int) -> nn.Module:
-        _three(self, box, channels)
+        three_to_three(self, box, channels)
         return Plane(self.inner.build(box, 3), self.axis)
 
 
@@ -248,7 +248,7 @@ class Plane(nn.Module):
         return tuple(part * self.keep.reshape(3, *[1] * k) for k, part in enumerate(parts))
 
 
-def _three(owner: Spec, box: Box, channels: int) -> None:
+def three_to_three(owner: Spec, box: Box, channels: int) -> None:
     if box.ndim != 3 or channels != 3:
         raise InputError(f"{type(owner).__name__} moves points of space: three coordinates to three, not {box.ndim} to {channels}")
 

@@ -60,15 +60,15 @@ def read_nifti(path: Path, *, assume_upright: bool = False, channels: bool = Fal
         GeometryError: zero or negative voxel sizes, a singular affine, no stated orientation.
         InputError: more than three axes, colour or complex values.
     """
-    with _quiet(), np.errstate(all="ignore"):  # values beyond float32 become infinite; `check_finite` speaks of them
-        header, start = _read_header(path)
+    with quiet(), np.errstate(all="ignore"):  # values beyond float32 become infinite; `check_finite` speaks of them
+        header, start = read_header(path)
         shape = _shape(header, path, channels)
-        grid, facts = _grid(header, shape[:3], path, assume_upright)
-        data = _read_data(header, start, shape, path)
+        grid, facts = grid_of(header, shape[:3], path, assume_upright)
+        data = read_data(header, start, shape, path)
     return Volume(np.moveaxis(data, -1, 0), grid, about=provenance("nifti", path, **facts))
 
 
-def _read_header(path: Path) -> tuple[Header, int]:
+def read_header(path: Path) -> tuple[Header, int]:
     """The decoded header, and the byte at which the voxels start."""
     head = first_bytes(path, 540)
     size, order = _size_and_order(head)
@@ -100,7 +100,7 @@ def _shape(header: Header, path: Path, channels: bool) -> tuple[int, int, int, i
     return i, j, k, c
 
 
-def _grid(header: Header, shape: tuple[int, ...], path: Path, assume_upright: bool) -> tuple[Grid, dict[str, Any]]:
+def grid_of(header: Header, shape: tuple[int, ...], path: Path, assume_upright: bool) -> tuple[Grid, dict[str, Any]]:
     """Where the voxels lie, and what had to be assumed."""
     facts: dict[str, Any] = {}
     sizes = header["pixdim"][1:4].astype(float)
@@ -143,7 +143,7 @@ def _normal(affine: np.ndarray) -> np.ndarray:
     return normal / max(float(np.linalg.norm(normal)), 1e-300)
 
 
-def _read_data(header: Header, start: int, shape: tuple[int, ...], path: Path) -> np.ndarray:
+def read_data(header: Header, start: int, shape: tuple[int, ...], path: Path) -> np.ndarray:
     """[I, J, K, C] float32, scaled."""
     try:
         dtype = header.get_data_dtype()
@@ -162,7 +162,7 @@ def _read_data(header: Header, start: int, shape: tuple[int, ...], path: Path) -
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """nibabel logs every oddity it repairs; what matters is raised here as an error."""
     log = getLogger("nibabel.global")
     before, log.level = log.level, CRITICAL

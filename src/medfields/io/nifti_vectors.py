@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import FileError, InputError
 from ..space import Volume
 from .atomic import atomic
-from .nifti import _grid, _quiet, _read_data, _read_header
+from .nifti import grid_of, quiet, read_data, read_header
 from .source import provenance
 
 Vectors = Literal["itk", "nifti"]
@@ -29,8 +29,8 @@ def read_vectors(path: Path) -> tuple[Volume, Vectors]:
         GeometryError: no place in the world.
         InputError: no vectors, or an intent that does not say what they are.
     """
-    with _quiet(), np.errstate(all="ignore"):
-        header, start = _read_header(path)
+    with quiet(), np.errstate(all="ignore"):
+        header, start = read_header(path)
         dim = [int(n) for n in header["dim"]]
         shape = dim[1:1 + dim[0]]
         if not 1 <= dim[0] <= 7 or min(shape) < 1:
@@ -44,8 +44,8 @@ def read_vectors(path: Path) -> tuple[Volume, Vectors]:
         if axes is None or header.get_intent()[2].startswith("NREG"):  # NiftyReg's are positions or displacements, by another code
             raise InputError(f"{path} does not say what its vectors are (NIfTI intent {int(header['intent_code'])})",
                              "nibabel: img.header.set_intent(1006) for displacements in RAS mm, 1007 for LPS mm as of ITK and ANTs")
-        grid, facts = _grid(header, tuple(shape[:3]), path, False)
-        data = _read_data(header, start, (shape[0], shape[1], shape[2], shape[3]), path)
+        grid, facts = grid_of(header, tuple(shape[:3]), path, False)
+        data = read_data(header, start, (shape[0], shape[1], shape[2], shape[3]), path)
     return Volume(np.moveaxis(data, -1, 0), grid, about=provenance("nifti", path, **facts)), "nifti" if axes == "nifti" else "itk"
 
 

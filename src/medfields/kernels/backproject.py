@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .dispatch import backend
-from .joseph import RayTable, Shape, _linear
+from .joseph import RayTable, Shape, two_nodes
 
 
 def backproject(q: Float[Tensor, "V R C"], table: RayTable, shape: Shape) -> Float[Tensor, "I J K"]:
@@ -64,10 +64,10 @@ def backproject_torch(q: Float[Tensor, "V R C"], table: RayTable, shape: Shape) 
         column = (per_radian * torch.atan2(across, depth) if per_radian else across / depth) + (columns - 1) / 2
         depth = torch.hypot(across, depth) if per_radian else depth
         row = up / depth - raised[view] + (rows - 1) / 2
-        in_row = [(torch.zeros_like(row, dtype=torch.long), torch.ones_like(row))] if rows == shape[2] == 1 else _linear(row, rows)
+        in_row = [(torch.zeros_like(row, dtype=torch.long), torch.ones_like(row))] if rows == shape[2] == 1 else two_nodes(row, rows)
         seen = torch.zeros_like(out)
         for r, wr in in_row:
-            for c, wc in _linear(column, columns):
+            for c, wc in two_nodes(column, columns):
                 seen = seen + (wr * wc * before / depth.square()).to(out) * q[view].reshape(-1)[r * columns + c]
         out = out + seen
     return out.reshape(shape)

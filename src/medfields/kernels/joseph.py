@@ -105,7 +105,7 @@ def joseph_torch(lattice: Float[Tensor, "I J K"], table: RayTable) -> Float[Tens
             t = (plane - o[:, axis]) / d[:, axis]
             beyond = (t - 0.5).abs() - 0.5
             inside = torch.ones_like(t) if table.parallel else (beyond * d[:, axis].abs() <= 1e-9).to(t)
-            nodes = [_linear(o[:, e] + t * d[:, e], lattice.shape[e]) for e in others]
+            nodes = [two_nodes(o[:, e] + t * d[:, e], lattice.shape[e]) for e in others]
             for n, wn in nodes[0]:
                 for m, wm in nodes[1]:
                     at = plane * strides[axis] + n * strides[others[0]] + m * strides[others[1]]
@@ -115,7 +115,7 @@ def joseph_torch(lattice: Float[Tensor, "I J K"], table: RayTable) -> Float[Tens
     return total.reshape(table.shape)
 
 
-def _linear(x: Tensor, n: int) -> list[tuple[Tensor, Tensor]]:
+def two_nodes(x: Tensor, n: int) -> list[tuple[Tensor, Tensor]]:
     """The nodes next to x on an axis of n, with their weights: zero for nodes that do not exist."""
     if n == 1:
         return [(torch.zeros_like(x, dtype=torch.long), (x.abs() <= 0.5 + 1e-9).to(x))]

@@ -86,7 +86,7 @@ class Projector:
             raise InputError(f"a pixel needs at least one ray, got {subrays}")
         self.grid, self.geometry = grid, geometry
         self.cut = (1 if grid.is_2d or _by_slices(grid, geometry) else subrays, subrays)
-        self.table = _table(grid, geometry if subrays == 1 else geometry.finer(self.cut[1], self.cut[0]))
+        self.table = ray_table(grid, geometry if subrays == 1 else geometry.finer(self.cut[1], self.cut[0]))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -171,7 +171,7 @@ def _by_slices(grid: Grid, geometry: Geometry) -> bool:
     return geometry.beam == "parallel" and bool(level) and float(np.abs(up[:, axis]).max()) < 1.001
 
 
-def _table(grid: Grid, geometry: Geometry) -> RayTable:
+def ray_table(grid: Grid, geometry: Geometry) -> RayTable:
     """The geometry in units of the lattice."""
     turn = np.linalg.inv(grid.affine[:3, :3]).T
     a, b = geometry.offsets()

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..kernels.joseph import RayTable
 from ..kernels.splat import ray_sums
 from ..space import Box, Geometry, Grid
-from .projections import _table
+from .projections import ray_table
 
 
 class SplatProjector:
@@ -29,7 +29,7 @@ class SplatProjector:
     def __init__(self, box: Box, geometry: Geometry):
         affine = np.diag([*[box.radius[0]] * 3, 1.0])
         affine[:3, 3] = box.centre[:3]
-        self.table = _table(Grid((1, 1, 1), affine), geometry)  # in unit coordinates, which the Gaussians live in
+        self.table = ray_table(Grid((1, 1, 1), affine), geometry)  # in unit coordinates, which the Gaussians live in
 
     def views(self, index: Tensor | slice) -> RayTable:
         """The table of some of the views."""

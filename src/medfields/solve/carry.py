@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..fields import Affine, Field, displacement, from_lattice, inverse_at, jacobian, on_lattice
-from ..losses.regularity import determinant
+from ..fields import Affine, Field, displacement, from_lattice, inverse_at, on_lattice
 from ..space import Grid, Volume
+from .determinants import Determinants
 
 if TYPE_CHECKING:
     import trimesh
@@ -75,7 +75,8 @@ def carried_dose(warp: Field, dose: Volume, grid: Grid, preserve: Preserve = "do
     made = carried_image(warp, dose, grid)
     if preserve == "dose":
         return made
-    d = _determinants(warp, grid)
+    folding = Determinants(warp, grid)
+    d = torch.cat([folding.at(*slab) for slab in folding.slabs()]).reshape(grid.shape)
     data = made.data * d.clamp_min(0)
     if density is not None:
         fixed = density[0].on(grid).data
@@ -142,10 +143,3 @@ def _nearest(moving: Volume, x: Float[Tensor, "*batch 3"], within: Tensor) -> Fl
     """The value of the voxel in which a point lies."""
     i, j, k = (_index(moving.grid, x) + 0.5).floor().long().clamp_min(0).minimum(torch.tensor(moving.grid.shape) - 1).unbind(-1)
     return torch.where(within[..., None], moving.data[:, i, j, k].movedim(0, -1), moving.fill)
-
-
-@torch.no_grad()
-def _determinants(warp: Field, grid: Grid) -> Float[Tensor, "I J K"]:
-    """det J at the voxels."""
-    points = grid.points()
-    return torch.cat([determinant(jacobian(warp, part)) for part in points.reshape(-1, 3).split(_CHUNK)]).reshape(grid.shape)

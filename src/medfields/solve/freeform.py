@@ -28,7 +28,7 @@ from ..losses.local import local_ncc, mind_ssc
 from ..losses.regularity import barrier
 from ..losses.similarity import mutual_information
 from ..space import Box, Grid, Volume
-from .pairing import blurred, displaced, indices
+from .pairing import displaced, indices
 from .problem import Problem
 from .run import Run
 
@@ -156,7 +156,7 @@ class Views(nn.Module):
         lo = (where.amin(0).numpy() - 2).clip(0)
         own = case.grid.crop(lo, np.minimum(where.amax(0).numpy() + 3, case.grid.shape) - lo)
         self.grid = own.with_spacing(np.maximum(own.spacing, voxel).tolist())
-        seen = [blurred(image, blur) for image in (case.fixed, case.aligned)]
+        seen = [image.blurred(blur) for image in (case.fixed, case.aligned)]
         mask = case.mask.on(self.grid).data[0] > 0.5 if case.mask is not None else torch.ones(self.grid.shape, dtype=torch.bool)
         to_index = np.linalg.inv(case.aligned.grid.affine)
         buffers = {"fixed": seen[0].on(self.grid).data[0], "moving": seen[1].data, "inside": mask,

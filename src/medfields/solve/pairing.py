@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.ndimage
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -51,9 +50,9 @@ class Match(Problem):
             raise InputError(f"blur must be widths of at least 0 mm, got {tuple(blur)}", "--blur 0 compares the images as they are")
         self.warp, self.penalty, self.order = warp, penalty, order
         self.velocity = velocity_of(warp) if _integral(warp.net) else None  # its parameters are those of the warp
-        self.fixed = nn.ModuleList(blurred(case.fixed, mm) for mm in blur)
-        self.moving = nn.ModuleList(blurred(case.aligned, mm) for mm in blur)
-        self.moving_mask = None if case.aligned_mask is None else blurred(case.aligned_mask, 0.0)
+        self.fixed = nn.ModuleList(case.fixed.blurred(mm) for mm in blur)
+        self.moving = nn.ModuleList(case.aligned.blurred(mm) for mm in blur)
+        self.moving_mask = None if case.aligned_mask is None else case.aligned_mask.blurred(0.0)
         self.level = 0
         self.register_buffer("points", case.points(), persistent=False)
         if not self.counts(self.points).any():
@@ -148,7 +147,7 @@ class BlockMatch(Match):
         self.register_buffer("lattice", coarse_grid.points(), persistent=False)
         self.register_buffer("step", torch.tensor(coarse_grid.affine[:3, :3].T.copy(), dtype=torch.float32), persistent=False)
         self.inside = Volume(case.inside.float(), case.grid)
-        self.coarse = nn.ModuleList(blurred(image, 0.5 * float(coarse_grid.spacing[:2].max())) for image in (case.fixed, case.aligned))
+        self.coarse = nn.ModuleList(image.blurred(0.5 * float(coarse_grid.spacing[:2].max())) for image in (case.fixed, case.aligned))
 
     def batch(self, rng: torch.Generator) -> tuple[Float[Tensor, "K 3"], Float[Tensor, "I J L 3"]]:
         """Centres of the blocks, and the nodes of the coarse lattice, mm."""
@@ -180,17 +179,6 @@ def _block(grid: Grid, n: int, every: int) -> Float[Tensor, "n n m 3"]:
     steps = every * (torch.arange(n) - n // 2).double()
     axes = [steps, steps, steps[n // 2:n // 2 + 1] * 0 if grid.is_2d else steps]
     return (torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) @ torch.tensor(grid.affine[:3, :3].T.copy())).float()
-
-
-def blurred(volume: Volume, mm: float) -> Volume:
-    """The volume, convolved with a Gaussian of sigma `mm`; its border values go on beyond it. 0 leaves the values as they are.
-
-    It is a volume of its own: a problem that goes to its device leaves the case behind.
-    """
-    if mm == 0:
-        return volume.with_data(volume.data)
-    sigma = [mm / s if n > 1 else 0.0 for s, n in zip(volume.grid.spacing, volume.grid.shape, strict=True)]
-    return volume.with_data(scipy.ndimage.gaussian_filter(volume.data[0].numpy(), sigma, mode="nearest"))
 
 
 def lattice(case: Pair, most: int) -> Grid:

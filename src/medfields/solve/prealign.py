@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import GeometryError, InputError, UnknownName
 from ..losses import ncc, nmi
 from ..space import Grid, Volume
-from .rigid import _descend, _thick
+from .rigid import descend, endless
 
 Similarity = Literal["ncc", "mi"]
 KINDS = ("header", "centres", "moments", "rigid", "affine")
@@ -130,7 +130,7 @@ def _climb(level: Likeness, start: Float[Tensor, "4 4"], frame: Float[Tensor, "4
     def at(q: Tensor) -> Tensor:
         return start @ frame @ torch.matrix_exp(torch.einsum("k,kab->ab", q, generators)) @ back
 
-    return at(_descend(lambda q: -1000 * level(at(q)), torch.zeros(len(generators), dtype=torch.float64))).detach()
+    return at(descend(lambda q: -1000 * level(at(q)), torch.zeros(len(generators), dtype=torch.float64))).detach()
 
 
 def _generators(affine: bool, flat: bool, radius: float) -> Float[Tensor, "K 4 4"]:
@@ -158,7 +158,7 @@ def _likeness(fixed: Volume, moving: Volume, mask: Volume | None, place: Grid, m
     x = place.with_spacing(np.maximum(place.spacing, step).tolist()).points().reshape(-1, 3)
     if mask is not None:
         x = x[_smooth(mask, mm)(x)[:, 0] > 0.1]
-    thick = _thick(_smooth(moving, mm), fixed)
+    thick = endless(_smooth(moving, mm), fixed)
     return Likeness(thick, x, _smooth(fixed, mm)(x)[:, 0], thick.with_data(torch.ones_like(thick.data)), similarity)
 
 

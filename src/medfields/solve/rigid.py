@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.ndimage
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,7 +30,7 @@ def register(moving: Volume, fixed: Volume, levels: tuple[float, ...] = (8.0, 4.
         [rotation vector (radians), translation (mm)], about the centre of `fixed`'s grid: x of `fixed` is found at
         R (x - centre) + centre + t of `moving`.
     """
-    grid, moving = fixed.grid, _thick(moving, fixed)
+    grid, moving = fixed.grid, endless(moving, fixed)
     about = torch.tensor(grid.centre, dtype=torch.float32)
     axes = torch.tensor(grid.directions, dtype=torch.float32)
     radius = float(np.linalg.norm(np.ptp(grid.corners(), axis=0)) / 4)  # turns count in mm, as shifts do
@@ -40,7 +39,7 @@ def register(moving: Volume, fixed: Volume, levels: tuple[float, ...] = (8.0, 4.
     best: Tensor | None = None
     for sigma in levels:
         mm = sigma * float(grid.spacing[:2].min())
-        a, b = _blurred(moving, mm), _blurred(fixed, mm)
+        a, b = moving.blurred(mm, "constant"), fixed.blurred(mm, "constant")
         coarse = grid.with_spacing((grid.spacing * max(1.0, 0.7 * sigma, (grid.size / points) ** (1 / (2 if grid.is_2d else 3)))).tolist())
         x = coarse.points().reshape(-1, 3)
         target = b(x)[:, 0]
@@ -53,7 +52,7 @@ def register(moving: Volume, fixed: Volume, levels: tuple[float, ...] = (8.0, 4.
             return -1000 * ncc(a(_moved(pose(q), x, about))[:, 0], target)  # per mm the slope is about 1: L-BFGS likes that
 
         starts = [torch.zeros(len(free)), _by_mass(moving, fixed, axes, about)[free]] if best is None else [best]
-        tried = [_descend(unlike, q) for q in starts]
+        tried = [descend(unlike, q) for q in starts]
         best = min(tried, key=lambda q: float(unlike(q)))
     assert best is not None
     return pose(best).detach()
@@ -63,7 +62,7 @@ def register(moving: Volume, fixed: Volume, levels: tuple[float, ...] = (8.0, 4.
 def carried(moving: Volume, pose: Float[Tensor, "6"], grid: Grid) -> Volume:
     """The moving image on another grid, laid where the pose of `register` says, which turns about the centre of that grid."""
     about = torch.tensor(grid.centre, dtype=torch.float32)
-    source = _thick(moving, Volume(torch.zeros(grid.shape), grid))
+    source = endless(moving, Volume(torch.zeros(grid.shape), grid))
     slabs = [source(_moved(pose, grid.slab(i, i + 1), about)) for i in range(grid.shape[0])]
     return Volume(torch.cat(slabs).movedim(-1, 0), grid, moving.unit, fill=moving.fill)
 
@@ -73,7 +72,7 @@ def _moved(pose: Tensor, x: Tensor, about: Tensor) -> Tensor:
     return (x - about) @ rotation(pose[:3]).T + about + pose[3:]
 
 
-def _descend(loss, q: Tensor) -> Tensor:  # type: ignore[no-untyped-def]  # q -> scalar
+def descend(loss, q: Tensor) -> Tensor:  # type: ignore[no-untyped-def]  # q -> scalar
     q = q.clone().requires_grad_(True)
     engine = torch.optim.LBFGS([q], lr=1.0, max_iter=40, tolerance_change=1e-6, line_search_fn="strong_wolfe")
 
@@ -98,12 +97,7 @@ def _by_mass(moving: Volume, fixed: Volume, axes: Tensor, about: Tensor) -> Tens
     return torch.cat([torch.zeros(3), axes.T @ torch.tensor(centres[0] - centres[1], dtype=torch.float32)])
 
 
-def _blurred(volume: Volume, mm: float) -> Volume:
-    sigma = [mm / s if n > 1 else 0.0 for s, n in zip(volume.grid.spacing, volume.grid.shape, strict=True)]
-    return volume.with_data(scipy.ndimage.gaussian_filter(volume.data[0].numpy(), sigma, mode="constant"))
-
-
-def _thick(moving: Volume, fixed: Volume) -> Volume:
+def endless(moving: Volume, fixed: Volume) -> Volume:
     """A slice that is to be laid on a slice counts as endless across its plane: the two need not lie in one plane."""
     if not (moving.grid.is_2d and fixed.grid.is_2d):
         return moving

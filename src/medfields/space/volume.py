@@ -59,6 +59,18 @@ class Volume(nn.Module):
         """Other values on the same grid."""
         return Volume(data, self.grid, self.unit, interpolation=self.interpolation, fill=self.fill, about=self.about)
 
+    def blurred(self, mm: float, beyond: Literal["nearest", "constant"] = "nearest") -> Volume:
+        """A volume of its own, convolved with a Gaussian of sigma `mm`; 0 leaves the values as they are, and a slice stays in its plane.
+
+        Args:
+            mm: sigma.
+            beyond: what lies outside: the border values ("nearest"), or 0 ("constant").
+        """
+        if mm == 0:
+            return self.with_data(self.data)
+        sigma = [mm / s if n > 1 else 0.0 for s, n in zip(self.grid.spacing, self.grid.shape, strict=True)]
+        return self.with_data(scipy.ndimage.gaussian_filter(self.data.cpu().numpy(), (0.0, *sigma), mode=beyond))
+
     def forward(self, x: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch C"]:
         inverse = torch.as_tensor(np.linalg.inv(self.grid.affine), dtype=x.dtype, device=x.device)
         index = x @ inverse[:3, :3].T + inverse[:3, 3]

@@ -161,8 +161,8 @@ def trial(task: Task, scan: Path, seed: int) -> Trial:
     with np.load(scan, allow_pickle=False) as file:
         arrays = dict(file)
     rng = np.random.default_rng((seed, 3))
-    fixed, moving = (Volume(arrays[name], Grid(arrays[name].shape, arrays[f"{name}_affine"]), fill=float(arrays[name].min()))
-                     for name in ("fixed", "moving"))
+    fixed, moving = (Volume(arrays[name], Grid(arrays[name].shape, arrays[f"{name}_affine"]), fill=float(arrays[name].min()),
+                            interpolation="cubic" if task.kind == "tube" else "linear") for name in ("fixed", "moving"))
     noisy = [v.with_data(v.data + task.noise * torch.from_numpy(rng.standard_normal(v.data.shape)).float()) for v in (fixed, moving)]
     mask, moving_mask = (Volume(arrays[name].astype(np.float32), v.grid) if name in arrays else None
                          for name, v in (("mask", fixed), ("moving_mask", moving)))
@@ -201,7 +201,8 @@ def score(task: Task, warp: Field, this: Trial) -> dict[str, Any]:
     if task.kind == "phantom":
         return row | _probed(warp, a["points"], a["truth"])
     mask = case.inside.numpy()
-    warped = carried_image(whole, this.moving, case.grid).data
+    # The tube's wall, 1.5 voxels, is 0.018 off when the true motion carries it and it is read linearly, 0.006 when it is read cubically.
+    warped = carried_image(whole, this.moving, case.grid, this.moving.interpolation).data
     if task.kind == "tube":
         image, truth = warped[0].numpy(), this.fixed.data[0].numpy()
         off = np.linalg.norm(quality.moved(warp, a["points"]) - a["points"] - a["truth"], axis=1)
