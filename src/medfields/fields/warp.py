@@ -249,6 +249,7 @@ class Plane(nn.Module):
 
 
 def three_to_three(owner: Spec, box: Box, channels: int) -> None:
+    """Refuse to build a warp that does not move points of space; InputError names its owner."""
     if box.ndim != 3 or channels != 3:
         raise InputError(f"{type(owner).__name__} moves points of space: three coordinates to three, not {box.ndim} to {channels}")
 

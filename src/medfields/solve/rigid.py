@@ -73,6 +73,7 @@ def _moved(pose: Tensor, x: Tensor, about: Tensor) -> Tensor:
 
 
 def descend(loss, q: Tensor) -> Tensor:  # type: ignore[no-untyped-def]  # q -> scalar
+    """Where L-BFGS ends that starts at q: at most 40 steps, for losses whose slope is about 1."""
     q = q.clone().requires_grad_(True)
     engine = torch.optim.LBFGS([q], lr=1.0, max_iter=40, tolerance_change=1e-6, line_search_fn="strong_wolfe")
 
