@@ -114,6 +114,15 @@ def test_blur_keeps_the_mean_and_widens_by_sigma() -> None:
     assert float((made.sum((0, 2)) * i**2).sum()) == pytest.approx(1, abs=0.05)  # of 2 mm voxels
 
 
+def test_what_lies_beyond_a_blurred_image() -> None:
+    """Its border goes on, or nothing is there; channels and slices keep to themselves."""
+    even = Volume(torch.stack([torch.ones(21, 21, 1), torch.full((21, 21, 1), 3.0)]), Grid.from_spacing((21, 21, 1), 1.0))
+    assert torch.allclose(even.blurred(2.0).data, even.data)
+    inside = even.blurred(2.0, "constant").data
+    assert inside[:, 10, 10, 0].tolist() == pytest.approx([1, 3], abs=1e-3)
+    assert inside[:, 0, 10, 0].tolist() == pytest.approx([0.6, 1.8], abs=0.05)
+
+
 def test_points_of_equal_images_are_alike_and_levels_follow_the_progress() -> None:
     case = Pair.toy()
     same = case.replaced(moving=case.fixed)

@@ -28,7 +28,7 @@ of the flow and the same flow backwards. Phantoms are exact, F(x) = M(x + u(x)),
 
 How far to trust it. The settings of the default and of `bspline` were chosen on `lung` and `brain`, with their landmarks and labels in view;
 `brain-back`, the same brains the other way round, was run afterwards, and on it the default is behind syn and greedy: one pair of brains decides
-nothing.
+nothing. `phantom-far`, where a small weight of |det - 1| lets space fold, was chosen among motions of 5.2, 7, 8 and 9 voxels on seed 0.
 Networks are smaller than published, to fit two cores. Methods that are programs of others run on volumes only, and in the versions installed here.
 """
 

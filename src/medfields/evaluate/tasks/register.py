@@ -53,7 +53,7 @@ _ALL = (
     Task("phantom-bias", "phantom, motion of 2.3 voxels, one image brighter on one side", "phantom", _VOXELS,
          ("classical", "idir", "mirnf", "hyperelastic"),
          motion=2.31, bias=0.8, noise=0.02),
-    Task("phantom-far", "phantom, motion of 8 voxels, whose least determinant is 0.05", "phantom", _VOXELS,
+    Task("phantom-far", "phantom, motion of 8 voxels, whose least determinant is 0.03", "phantom", _VOXELS,
          ("classical", "idir", "mirnf", "hyperelastic"), motion=8.0, noise=0.02),
     Task("random-starts", "phantom, random starts of networks", "phantom", _VOXELS, ("idir", "cycle"), motion=5.2, noise=0.02),
     Task("peristalsis", "a tube with a wave of contraction", "tube",
