@@ -51,6 +51,15 @@ class Stack:
         if float(data.max()) == float(data.min()):
             raise InputError(f"stack '{self.name}' is constant ({float(data.min()):g} everywhere)", "is this the right file?")
 
+    @classmethod
+    def read(cls, path: str | Path, thickness: float | None = None, contrast: str = "") -> Stack:
+        """A stack from a file or a DICOM folder; without a thickness (mm) it is the header's, else the slice distance."""
+        volume = read_volume(path)
+        through = volume.about.get("slice_axis", slice_axis(volume.grid))
+        given = volume.about.get("thickness_mm") if thickness is None else thickness
+        fwhm = float(volume.grid.normal(through) @ volume.grid.affine[:3, through] if given is None else given)
+        return cls(volume, fwhm, contrast, Path(path).name, through)
+
     @property
     def axis(self) -> int:
         """The voxel axis across the slices."""
@@ -195,11 +204,8 @@ class Stacks:
             raise GeometryError(f"spacing must be positive, got {spacing} mm")
         stacks = []
         for n, path in enumerate(paths):
-            volume = read_volume(path)
-            through = volume.about.get("slice_axis", slice_axis(volume.grid))
-            given = thickness[n if len(thickness) > 1 else 0] if thickness else volume.about.get("thickness_mm")
-            fwhm = float(volume.grid.normal(through) @ volume.grid.affine[:3, through] if given is None else given)
-            stacks.append(Stack(volume, fwhm, contrasts[n] if contrasts else "", Path(path).name, through))
+            given = thickness[n if len(thickness) > 1 else 0] if thickness else None
+            stacks.append(Stack.read(path, given, contrasts[n] if contrasts else ""))
         grid = read_volume(like).grid if like else _common_grid(stacks, spacing)
         return cls(tuple(stacks), grid, profile)
 

@@ -14,6 +14,7 @@ from ..errors import MedfieldsError, OutOfMemory, UnknownName, says_memory
 # method among them; every other function states its flags in its signature.
 TASKS = {
     "superres": ("superres", "superres", "thick slices in, one sharp isotropic volume out"),
+    "motion": ("motion", "motion", "the same of a subject that moved between slices: superres --motion"),
     "ct": ("ct", "ct", "X-ray projections in, a slice or a volume out"),
     "register": ("register", "register", "two images in, the deformation between them out"),
 }

@@ -39,6 +39,14 @@ def _register(folder: Path, facts: RunFolder, truth: str) -> Path:
     return again(folder, facts)
 
 
+def _motion(folder: Path, facts: RunFolder, truth: str) -> Path:
+    from .motion import again
+
+    if truth:
+        raise InputError("slices do not tell where the subject lies as a whole, so a truth cannot be laid beside the result", "register it first")
+    return again(folder, facts)
+
+
 def _superres(folder: Path, facts: RunFolder, truth: str) -> Path:
     import torch
 
@@ -108,4 +116,4 @@ def _ct_scores(result: Volume, truth: Volume) -> dict[str, float]:
     return {"psnr": psnr(x, t, mask), "nrmse": nrmse(x, t, mask)}
 
 
-PAGES = {"superres": _superres, "ct": _ct, "register": _register}
+PAGES = {"superres": _superres, "motion": _motion, "ct": _ct, "register": _register}

@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from .. import plugins
 from ..errors import InputError
 from . import task
+from .config import peek, read_config
 from .task import QUIET, File, Outputs, TaskOptions, absolute
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Asked:
     """Shape of the slice profile; none takes thick slices for thin ones, which costs sharpness."""
     thickness: Annotated[tuple[float, ...], tyro.conf.arg(metavar="MM ...", help_behavior_hint=QUIET)] = ()
     """Slice thickness in mm, one for all or one for each stack; default: the header's, else the slice distance."""
+    motion: bool = False
+    """The subject moved between slices: every slice gets a pose of its own; `medfields superres --motion --help` tells the rest."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class Options(TaskOptions, Asked):
 
 def superres(words: list[str]) -> None:
     """Run the command; `words` are what follows its name."""
+    if moves(words):
+        from .motion import motion
+
+        return motion([w for w in words if w != "--motion"])
     options, method = parse(words)
     paths, contrasts = _inputs(options)
     outputs = Outputs.of(options.output, options.run)
@@ -102,6 +109,12 @@ def superres(words: list[str]) -> None:
     task.summarise(rows, plugins.find(options.method).name, summary["notes"], time.monotonic() - start)
 
 
+def moves(words: list[str]) -> bool:
+    """Whether slices moved on their own: the flag says so, or a configuration of such a run is given."""
+    path = peek(words, "--config")
+    return "--motion" in words or (bool(path) and read_config(path).get("task") == "motion")
+
+
 def parse(words: list[str]) -> tuple[Options, Method]:
     """Options and method from the words: defaults, then the configuration file, then flags."""
     return task.parse(words, TASK, Options, instead=("spacing", "like"))
@@ -126,7 +139,8 @@ def resolved(options: Options, method: Method) -> dict[str, Any]:
     """Everything the result depends on, as plain values: giving it to --config does the same again."""
     contrast = [f"{name}={absolute(path)}" for name, _, path in (c.partition("=") for c in options.contrast)]
     stacks = [absolute(path) for path in options.stacks]
-    return task.resolved(TASK, options, method, stacks=stacks, contrast=contrast, like=absolute(options.like))
+    table = task.resolved(TASK, options, method, stacks=stacks, contrast=contrast, like=absolute(options.like))
+    return {k: v for k, v in table.items() if k != "motion"}
 
 
 def _origins(case: Stacks) -> list[dict[str, Any]]:

@@ -139,16 +139,16 @@ def colour_bar() -> str:
     return png(np.repeat(diverging(np.linspace(-1, 1, 256)[None], 1.0), 8, 0), least=256)
 
 
-def curves(series: dict[str, list[tuple[float, float]]], width: int = 560, height: int = 220) -> Markup:
-    """Losses over steps as an inline SVG with a logarithmic vertical axis; one line for each name, values <= 0 left out."""
-    lines = {name: [(x, y) for x, y in points if y > 0 and math.isfinite(y)] for name, points in series.items()}
+def curves(series: dict[str, list[tuple[float, float]]], width: int = 560, height: int = 220, log: bool = True) -> Markup:
+    """Numbers over steps as an inline SVG, one line for each name; on a logarithmic vertical axis values <= 0 are left out."""
+    lines = {name: [(x, math.log10(y) if log else y) for x, y in points if math.isfinite(y) and (y > 0 or not log)]
+             for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return Markup("")
-    xs = [x for points in lines.values() for x, _ in points]
-    logs = [math.log10(y) for points in lines.values() for _, y in points]
+    xs, heights = [x for points in lines.values() for x, _ in points], [y for points in lines.values() for _, y in points]
     x0, x1 = min(xs), max(max(xs), min(xs) + 1)
-    y0, y1 = min(logs), max(logs)
+    y0, y1 = min(heights), max(heights)
     if y1 - y0 < 0.3:
         y0, y1 = y0 - 0.15, y1 + 0.15
     left, right, top, bottom = 62, width - 12, 12, height - 30
@@ -156,12 +156,12 @@ def curves(series: dict[str, list[tuple[float, float]]], width: int = 560, heigh
     def px(x: float) -> float:
         return left + (right - left) * (x - x0) / (x1 - x0)
 
-    def py(log: float) -> float:
-        return bottom - (bottom - top) * (log - y0) / (y1 - y0)
+    def py(y: float) -> float:
+        return bottom - (bottom - top) * (y - y0) / (y1 - y0)
 
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="loss curves">']
-    for value in _log_ticks(y0, y1):
-        y = py(math.log10(value))
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{"loss curves" if log else "curves"}">']
+    for value in _log_ticks(y0, y1) if log else _ticks(y0, y1):
+        y = py(math.log10(value) if log else value)
         parts.append(
             f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
@@ -170,11 +170,18 @@ def curves(series: dict[str, list[tuple[float, float]]], width: int = 560, heigh
         x = x0 + (x1 - x0) * i / 2
         parts.append(f'<text class="tick" x="{px(x):.1f}" y="{bottom + 20}" text-anchor="{anchor}">{x:.0f}</text>')
     for n, points in enumerate(lines.values()):
-        path = " ".join(f"{px(x):.1f},{py(math.log10(y)):.1f}" for x, y in points)
+        path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
         cx, cy = path.split(" ")[0].split(",")
         shape = f'<polyline points="{path}"/>' if len(points) > 1 else f'<circle cx="{cx}" cy="{cy}" r="3"/>'
         parts.append(f'<g class="line c{n % 6}">{shape}</g>')
     return Markup("".join([*parts, "</svg>"]))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About four round numbers between two."""
+    step = 10 ** math.floor(math.log10((high - low) / 2))
+    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (m * step) <= 5)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

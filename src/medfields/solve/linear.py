@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -82,16 +83,51 @@ def conjugate_gradients(normal: Callable[[Tensor], Tensor], b: Tensor, x: Tensor
     return state.x
 
 
-class SliceSystem:
-    """All stacks of one contrast as one linear system A c = y on a lattice, intensities scaled to about one.
+class LatticeSystem(ABC):
+    """Measurements of one contrast as one linear system A c = y on a lattice, intensities scaled to about one.
+
+    Attributes:
+        lattice: of c.
+        y: what was measured, in parts.
+        scale, offset: physical = offset + scale * c; the 1st and 99th percentile of the measurements map to 0 and 1.
+    """
+
+    lattice: Grid
+    y: list[Tensor]
+    offset: float
+    scale: float
+    oblique = True  # a stack does not lie along the lattice
+
+    @abstractmethod
+    def apply(self, c: Float[Tensor, "I J K"]) -> list[Tensor]:
+        """A c, in the parts of y."""
+
+    @abstractmethod
+    def adjoint(self, y: Sequence[Tensor]) -> Float[Tensor, "I J K"]:
+        """A^T y."""
+
+    def normal(self, c: Float[Tensor, "I J K"], smooth: float = 0.0, near: float = 0.0) -> Float[Tensor, "I J K"]:
+        """(A^T A + smooth D^T D + near) c."""
+        out = self.adjoint(self.apply(c)) + near * c
+        return out + smooth * gradient_adjoint(gradient(c)) if smooth else out
+
+    def solver(self, smooth: float, near: float = 0.0, steps: int = 8) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function (b, start) -> (A^T A + smooth D^T D + near)^-1 b, by at most `steps` of preconditioned conjugate gradients."""
+        normal, guess = partial(self.normal, smooth=smooth, near=near), self.preconditioner(smooth, near)
+        return lambda b, start: conjugate_gradients(normal, b, start, steps, guess)
+
+    def preconditioner(self, smooth: float, near: float = 0.0) -> Callable[[Tensor], Tensor] | None:
+        """Something close to the inverse of A^T A + smooth D^T D + near; None if there is nothing."""
+        return None
+
+
+class SliceSystem(LatticeSystem):
+    """All stacks of one contrast.
 
     Args:
         case: the stacks of one contrast.
         lattice: of the coefficients; should be the result's grid with a margin (`padded`).
         degree: of the B-spline.
-
-    Attributes:
-        scale, offset: physical = offset + scale * c; the 1st and 99th percentile of the measurements map to 0 and 1.
     """
 
     def __init__(self, case: Stacks, lattice: Grid, degree: int = 1, device: torch.device | str = "cpu"):
@@ -110,11 +146,6 @@ class SliceSystem:
     def adjoint(self, y: Sequence[Tensor]) -> Float[Tensor, "I J K"]:
         """A^T y."""
         return torch.stack([o.adjoint(v) for o, v in zip(self.operators, y, strict=True)]).sum(0)
-
-    def normal(self, c: Float[Tensor, "I J K"], smooth: float = 0.0, near: float = 0.0) -> Float[Tensor, "I J K"]:
-        """(A^T A + smooth D^T D + near) c."""
-        out = self.adjoint(self.apply(c)) + near * c
-        return out + smooth * gradient_adjoint(gradient(c)) if smooth else out
 
     def noise(self) -> float:
         """Standard deviation of the measurements' noise, in units of `y`.
@@ -144,13 +175,8 @@ class SliceSystem:
             seen &= share > 0.5 * share[share > 1e-3].median()
         return seen if seen.any() else ~seen
 
-    def solver(self, smooth: float, near: float = 0.0, steps: int = 8) -> Callable[[Tensor, Tensor], Tensor]:
-        """A function (b, start) -> (A^T A + smooth D^T D + near)^-1 b, by at most `steps` of preconditioned conjugate gradients."""
-        normal, guess = partial(self.normal, smooth=smooth, near=near), self.preconditioner(smooth, near)
-        return lambda b, start: conjugate_gradients(normal, b, start, steps, guess)
-
     @property
-    def oblique(self) -> bool:
+    def oblique(self) -> bool:  # type: ignore[override]
         """Whether a stack does not lie along the lattice."""
         return any(o.factors is None for o in self.operators)
 
@@ -216,7 +242,7 @@ class TotalVariation(nn.Module):
     u: Tensor
     change: Tensor
 
-    def __init__(self, systems: Sequence[SliceSystem], weight: float):
+    def __init__(self, systems: Sequence[LatticeSystem], weight: float):
         super().__init__()
         self.weight = weight
         self.b = torch.stack([s.adjoint(s.y) for s in systems])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 
@@ -30,3 +32,16 @@ def move(pose: Float[Tensor, "*batch 6"], x: Float[Tensor, "*batch 3"], about: F
     zero, keeps rotation and translation nearly independent."""
     c = torch.zeros(3, dtype=x.dtype, device=x.device) if about is None else about
     return torch.einsum("...ij,...j->...i", rotation(pose[..., :3]), x - c) + c + pose[..., 3:]
+
+
+def six(maps: Float[np.ndarray, "N 4 4"], about: Float[np.ndarray, "3"]) -> Float[np.ndarray, "N 6"]:
+    """Rigid maps of the world as poses: x -> R (x - about) + about + t as [rotation vector (radians), t (mm)]."""
+    return np.concatenate([Rotation.from_matrix(maps[:, :3, :3]).as_rotvec(), maps[:, :3, :3] @ about + maps[:, :3, 3] - about], 1)
+
+
+def maps_of(poses: Float[np.ndarray, "N 6"], about: Float[np.ndarray, "3"]) -> Float[np.ndarray, "N 4 4"]:
+    """The inverse of `six`."""
+    maps = np.tile(np.eye(4), (len(poses), 1, 1))
+    maps[:, :3, :3] = Rotation.from_rotvec(poses[:, :3]).as_matrix()
+    maps[:, :3, 3] = about + poses[:, 3:] - maps[:, :3, :3] @ about
+    return maps

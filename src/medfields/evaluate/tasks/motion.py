@@ -1,0 +1,138 @@
+"""Slices that moved: real heads cut into three orthogonal stacks in which every slice has a pose of its own, and what is made of them.
+
+Methods of `superres`, which take slices for being at rest, run on the same stacks, to show what motion costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ... import plugins
+from ...cases import Slices, Stack, Stacks
+from ...cases.stacks import Profile
+from ...solve import Run
+from ...space import Grid, Volume
+from ...space.rigid import maps_of
+from .. import families, measure, metrics, moved
+from ..families import PLAIN
+from ..scans_motion import Task, acquire, scan_name
+
+if TYPE_CHECKING:
+    from ...solve import Method
+
+__all__ = ["ABLATIONS", "TASKS", "Trial", "acquire", "configured", "measured", "plan", "scan_name", "trial"]
+
+NOISE = 0.01  # of the truth's range
+FADED, SPOILT = 0.3, 0.1  # what a corrupted slice keeps of its signal, and its noise as a share of the truth's range
+RADIUS, SCORED = 0.46, 10.0  # the mask is a ball of this share of the shortest side; scores stay so many mm inside it
+FORREST, BRAINWEB = "a_mri/studyforrest_T1w_1mm.nii.gz", "a_mri/brainweb1e5a10f17_T2.nii.gz"
+_HEAD = ((46, 62, 116), (100, 100, 100), 4.0)
+_SMALL = ((48, 66, 22), (84, 84, 64), 4.0)
+_RIVALS = ("cubic-mean", "srr-tv")
+_ALL = (
+    Task("forrest-4", "T1 head, 3 views of 4 mm, each slice moved by up to 4 degrees and 2 mm on each axis", FORREST, *_HEAD, 4.0, 2.0,
+         methods=_RIVALS),
+    Task("forrest-6", "the same, 6 degrees and 4 mm", FORREST, *_HEAD, 6.0, 4.0, methods=_RIVALS),
+    Task("forrest-4-bad", "4 degrees and 2 mm, one slice in ten corrupted", FORREST, *_HEAD, 4.0, 2.0, corrupted=0.1),
+    Task("forrest-8", "8 degrees and 6 mm", FORREST, *_HEAD, 8.0, 6.0),
+    Task("brainweb-4", "T2 brain (BrainWeb), smaller, 4 degrees and 2 mm", BRAINWEB, *_SMALL, 4.0, 2.0, methods=_RIVALS),
+    Task("brainweb-6", "the same, 6 degrees and 4 mm", BRAINWEB, *_SMALL, 6.0, 4.0, methods=_RIVALS),
+)
+TASKS = {task.name: task for task in _ALL}
+
+
+@dataclass(frozen=True)
+class Ablation(families.Ablation):
+    """Also with another profile: "none" takes thick slices for thin ones."""
+
+    profile: Profile = "gauss"
+
+
+ABLATIONS = (
+    Ablation("no profile", ("forrest-4", "brainweb-4"), ("moved-slices",), profile="none"),
+    Ablation("lattice of the result", ("forrest-4", "brainweb-4"), ("moved-slices",), overrides={"finer": 1.0}),
+    Ablation("3 rounds", ("forrest-6",), ("svr",), overrides={"outer": 3}),
+    # The yardstick is tuned with the truth, which ours never sees.
+    Ablation("weight 0.04", ("forrest-4", "forrest-6", "brainweb-4", "brainweb-6"), ("svr",), overrides={"weight": 0.04}),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a method gets, as slices or as stacks at rest, and what it is scored with."""
+
+    case: Slices
+    stacks: Stacks
+    truth: Volume
+    poses: np.ndarray  # [N, 4, 4] true
+    bad: np.ndarray  # [N] corrupted
+    mask: np.ndarray  # [I, J, K] where scores count
+
+
+def ablation(method: str, variant: str) -> Ablation:
+    """What a variant of a method is; for "" the method as it is."""
+    return next((a for a in ABLATIONS if a.name == variant and method in a.methods), Ablation(PLAIN, ()))
+
+
+def configured(method: str, variant: str) -> Method:
+    """A method with the hyper-parameters it has in the bench."""
+    return plugins.load(method)(**ablation(method, variant).overrides)
+
+
+def plan(task: Task, methods: Sequence[str] = (), ablations: bool = True) -> Iterator[tuple[str, str]]:
+    """The methods and variants that a task asks for."""
+    names = list(methods) or [n for n, e in plugins.entries().items() if n in task.methods or n == plugins.DEFAULT["motion"]
+                              or (e.task == "motion" and e.fidelity == "classical")]
+    for name in names:
+        yield name, PLAIN
+        for a in ABLATIONS if ablations else ():
+            if task.name in a.tasks and name in a.methods:
+                yield name, a.name
+
+
+def trial(task: Task, scan: Path, seed: int, profile: Profile = "gauss") -> Trial:
+    """The slices with the motion, the noise and the corruption of one seed.
+
+    Args:
+        task: the task that `scan` was acquired for.
+        scan: from `acquire`.
+        seed: chooses the motion among those that were scanned, and draws the rest.
+        profile: "none" tells the method to ignore the slice profile.
+    """
+    with np.load(scan, allow_pickle=False) as arrays:
+        truth = Volume(arrays["truth"], Grid(task.shape, arrays["grid"]))
+        number = seed % sum(name.endswith("/poses") for name in arrays.files)
+        clean = [arrays[f"{number}/{s}/data"].astype(np.float64) for s in range(3)]
+        grids, poses = [Grid(d.shape, arrays[f"{s}/affine"]) for s, d in enumerate(clean)], arrays[f"{number}/poses"]
+    rng, span, stacks, bad = np.random.default_rng((seed, 7)), float(truth.data.max() - truth.data.min()), [], []
+    for s, (data, grid) in enumerate(zip(clean, grids, strict=True)):
+        hit = rng.random(grid.shape[2]) < task.corrupted
+        data[:, :, hit] = FADED * data[:, :, hit] + SPOILT * span * rng.standard_normal(data[:, :, hit].shape)
+        noisy = np.hypot(data + NOISE * span * rng.standard_normal(data.shape), NOISE * span * rng.standard_normal(data.shape))
+        stacks.append(Stack(Volume(noisy, grid), task.thickness, name=f"stack-{s}", through=2))
+        bad.append(hit)
+    grid, radius = truth.grid, RADIUS * float((truth.grid.spacing * truth.grid.shape).min())
+    far = np.linalg.norm(grid.points().numpy() - grid.centre, axis=-1)
+    ball = Volume((far < radius).astype(np.float32), grid)
+    case = Slices.of(stacks, [ball] * 3, grid=grid, profile=profile)
+    first = np.cumsum([0, *(g.shape[2] for g in grids)])
+    kept = np.array([first[s.stack] + s.order for s in case.slices])
+    return Trial(case, Stacks(tuple(stacks), grid, profile), truth, poses[kept], np.concatenate(bad)[kept], far < radius - SCORED)
+
+
+def measured(task: Task, scan: Path, seed: int, method: str, variant: str) -> dict[str, Any]:
+    """One run: scores, seconds and memory."""
+    this, solver, run = trial(task, scan, seed, ablation(method, variant).profile), configured(method, variant), Run(seed=seed)
+    case = this.case if solver.task == "motion" else this.stacks
+    result, row = measure.timed(lambda: measure.solve(solver, case, run))
+    n = len(this.case.slices)
+    found, worth = np.tile(np.eye(4), (n, 1, 1)), np.ones(n)
+    if motion := run.notes.get("motion"):
+        found, worth = maps_of(np.array(motion["poses"]), np.array(motion["about"])), np.array(motion["worth"])
+    truth = moved.truth_at(this.truth, result.grid, moved.frame(this.case, found, this.poses))
+    return row | metrics.scores(result.data[0].numpy(), truth, this.mask) | moved.pose_scores(this.case, found, this.poses, worth, this.bad)
