@@ -4,6 +4,5 @@ from .pair import Pair
 from .projections import Projections
 from .slices import Slice, Slices
 from .stacks import Stack, Stacks
-from .sweep import Sweep
 
-__all__ = ["Pair", "Projections", "Slice", "Slices", "Stack", "Stacks", "Sweep"]
+__all__ = ["Pair", "Projections", "Slice", "Slices", "Stack", "Stacks"]
