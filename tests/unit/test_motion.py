@@ -13,12 +13,14 @@ from scipy.spatial.transform import Rotation
 from medfields.cases import Slices, Stack
 from medfields.errors import FileError, GeometryError, InputError, OutputError
 from medfields.evaluate import moved
+from medfields.evaluate.families import data_folder
+from medfields.io import read_volume
 from medfields.io.slices import read_slices, write_slices
 from medfields.solve import Run
 from medfields.solve.motion import Alternation, Found, Level, covering, fixed, rigid_between
 from medfields.solve.plane_system import PlaneSystem
 from medfields.solve.robust import believed
-from medfields.solve.settle import aligned, settled, steadiness
+from medfields.solve.settle import aligned, coarsest, settled, steadiness
 from medfields.space import Grid, Volume
 from medfields.space.rigid import maps_of, six
 
@@ -268,3 +270,33 @@ def test_a_folder_that_is_no_folder_of_slices(tmp_path: Path) -> None:
     write_nifti(Volume(torch.rand(3, 3, 1), Grid.from_spacing((3, 3, 1), 1.0)), tmp_path / "b-1.nii.gz")
     with pytest.raises(FileError, match="same number"):
         read_slices(tmp_path)
+
+
+def _dof(path: Path) -> np.ndarray:
+    """A rigid .dof file of MIRTK: the map from the subject to the stack is Rx Ry Rz x + t, angles in degrees, turning the other way round."""
+    tx, ty, tz, rx, ry, rz = np.frombuffer(path.read_bytes()[12:], ">f8")
+    m = np.eye(4)
+    for axis, angle in (("x", rx), ("y", ry), ("z", rz)):
+        m[:3, :3] = m[:3, :3] @ Rotation.from_euler(axis, -angle, degrees=True).as_matrix()
+    m[:3, 3] = tx, ty, tz
+    return m
+
+
+def test_stacks_of_svrtk_are_laid_where_their_transforms_say() -> None:
+    try:
+        folder = data_folder() / "d_fetal/svrtk"
+    except FileError as error:
+        pytest.skip(str(error))
+    mask = read_volume(folder / "mask-for-stack-2.nii.gz")
+    numbers = (2, 3, 5)
+    stacks = [Stack.read(folder / f"simulated-stack-d{n}.nii.gz") for n in numbers]
+    case = Slices.of(stacks, [mask] * 3, spacing=1.25)
+    found = aligned(case, Run(seed=0), coarsest(case))
+    mine = [found[np.flatnonzero(case.stack == n)[0]] for n in range(3)]
+    theirs = [np.linalg.inv(_dof(folder / f"global-transformation{n}.dof")) for n in numbers]
+    x = mask.grid.points()[mask.data[0] > 0.5].double().numpy()[::20]
+    for n in (1, 2):
+        ours, true = (np.linalg.inv(m[n]) @ m[0] for m in (mine, theirs))
+        off = np.linalg.norm(x @ (ours - true)[:3, :3].T + (ours - true)[:3, 3], axis=1).mean()
+        before = np.linalg.norm(x @ (true - np.eye(4))[:3, :3].T + true[:3, 3], axis=1).mean()
+        assert off < 1.25 < before  # a voxel; slices moved within their stacks too

@@ -27,7 +27,7 @@ from ..solve.linear import conjugate_gradients, gradient, gradient_adjoint
 from ..solve.motion import LIKENESS, Estimate, Found, Level, fixed, laid
 from ..solve.plane_system import PlaneSystem
 from ..solve.robust import believed
-from ..solve.settle import aligned, noted
+from ..solve.settle import aligned, coarsest, noted
 from ..space import Volume
 
 
@@ -40,7 +40,7 @@ class SVR(Method):
         inner: conjugate gradient steps with one set of beliefs and edges.
         rounds: such sets in a reconstruction; three times as many in the last.
         weight, edge: of the prior, and the difference between neighbours, in units of the contrast, that counts as an edge.
-        coarse: spacing, in slice thicknesses, of the lattice on which slices are registered at first; it halves to `fine` on the way.
+        coarse: spacing of the lattice on which slices are registered at first, in slice thicknesses; it halves to `fine` on the way.
         fine: see coarse.
     """
 
@@ -61,12 +61,12 @@ class SVR(Method):
 
     @torch.no_grad()
     def solve(self, case: Slices, run: Run, prior: nn.Module | None = None) -> Volume:
-        thick = float(np.median(case.thickness))
-        rest = aligned(case, run, self.coarse * thick)
+        size = coarsest(case)
+        rest = aligned(case, run, self.coarse * size)
         state = Estimate(rest)
         state.c = self._rebuilt(PlaneSystem(case, state.found(), rest), 1)
         for n in run.steps(self.outer, "register and rebuild", state):
-            mm = thick * max(self.fine, self.coarse * 2.0 ** (-3 * n / max(1, self.outer - 1)))
+            mm = size * max(self.fine, self.coarse * 2.0 ** (-3 * n / max(1, self.outer - 1)))
             lattice = PlaneSystem(case, state.found(), rest).lattice
             level = Level.of_spacing(case, mm, state.poses.numpy())
             subject = Volume(state.c, lattice).blurred(0.4 * mm).on(level.lattice).data[0]

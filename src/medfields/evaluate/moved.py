@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import scipy.ndimage
+import torch
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from ..cases import Slices
-from ..solve.motion import placed, rigid_between
+from ..solve.motion import Level, covering, laid, placed, rigid_between
 from ..space import Grid, Volume
 
 Poses = Float[np.ndarray, "N 4 4"]
@@ -59,3 +60,35 @@ def pose_scores(case: Slices, found: Poses, true: Poses, worth: Float[np.ndarray
     return {"mm": float(np.median(mm[good])), "degrees": float(np.median(degrees[good])), "mm_p90": float(np.quantile(mm[good], 0.9)),
             "mm_before": float(np.median(mm_before[good])), "degrees_before": float(np.median(degrees_before[good])),
             "caught": int((worth[bad] == 0).sum()), "corrupted": int(bad.sum()), "lost": int((worth[good] == 0).sum())}
+
+
+def predicted(shown: Slices, poses: Poses, hidden: Slices, result: Volume) -> dict[str, float]:
+    """How well slices that a method never saw are foretold by its result: the means of their correlation and of their PSNR (dB).
+
+    Where a hidden slice lay is found by laying it on the result, from the poses of its neighbours in its stack: nobody else knows it. Its gain is
+    fitted, its range is that of its pixels.
+    """
+    offset, scale = shown.level()
+    lattice, _ = covering(result.grid, placed(shown, poses), hidden.reach() + 5)
+    edge = Volume((result.data - offset) / scale, result.grid).on(lattice).data[0]
+    level = Level(hidden, lattice, offset, scale)
+    order, stack = np.array([s.order for s in shown.slices]), shown.stack
+    best = np.full(len(hidden.slices), -np.inf)
+    psnr = np.zeros(len(best))
+    for side in (-1, 1):
+        near = [_neighbour(order, stack, s.order, s.stack, side) for s in hidden.slices]
+        start = poses[near]
+        found, gain, _ = laid(level, edge, start, torch.ones_like(level.y), start, np.arange(len(near)), np.full(len(near), 0.1), 0.05, 15)
+        shows = level.operator(found).apply(edge)
+        alike, error = level.likeness(shows), level.sums((level.y - level.spread(gain) * shows).square()) / level.count
+        span = np.array([float(s.values[s.mask].max() - s.values[s.mask].min()) / scale for s in hidden.slices])
+        psnr, best = np.where(alike > best, -10 * np.log10(error / span**2), psnr), np.maximum(alike, best)
+    return {"ncc": float(best.mean()), "psnr": float(psnr.mean()), "held_out": len(best)}
+
+
+def _neighbour(orders: np.ndarray, stacks: np.ndarray, order: int, stack: int, side: int) -> int:
+    """The next slice of a stack on one side; on the other where there is none."""
+    own = np.flatnonzero(stacks == stack)
+    beyond = own[side * (orders[own] - order) > 0]
+    own = beyond if len(beyond) else own
+    return int(own[np.argmin(np.abs(orders[own] - order))])

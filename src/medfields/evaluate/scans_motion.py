@@ -41,6 +41,7 @@ class Task:
         degrees, mm: each component of a slice's rotation vector and shift is uniform between minus and plus these.
         corrupted: share of the slices that lost most of their signal.
         methods: who takes part, beside the default and the classical methods of this task.
+        stacks: of a real scan, below the data folder, with BIDS masks beside them; nothing is simulated then, and slices are held out.
         scores: the first ranks the methods.
     """
 
@@ -54,11 +55,14 @@ class Task:
     mm: float
     corrupted: float = 0.0
     methods: tuple[str, ...] = ()
+    stacks: tuple[str, ...] = ()
     scores: tuple[Score, ...] = (*IMAGE_SCORES, Score("mm", "pose error", "mm", 3, larger=False))
 
 
 def scan_name(task: Task) -> str:
     """The measurements: a hash of all that they depend on. Corruption, like noise, comes later."""
+    if task.stacks:
+        return f"motion-{hashlib.sha256(repr((task.stacks, CODE)).encode()).hexdigest()[:12]}"
     what = (task.file, task.start, task.shape, task.thickness, task.degrees, task.mm, SEEDS, CODE)
     return f"motion-{hashlib.sha256(repr(what).encode()).hexdigest()[:12]}"
 
@@ -68,7 +72,7 @@ def acquire(task: Task, cache: Path) -> Path:
     path = cache / f"{scan_name(task)}.npz"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        arrays = _scanned(task)
+        arrays = _read(task) if task.stacks else _scanned(task)
         with atomic(path) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return path
@@ -105,4 +109,14 @@ def _scanned(task: Task) -> dict[str, np.ndarray]:
         out[f"{seed}/poses"] = poses
     for s, grid in enumerate(grids):
         out[f"{s}/affine"] = grid.affine
+    return out
+
+
+def _read(task: Task) -> dict[str, np.ndarray]:
+    """Real stacks and their masks."""
+    out: dict[str, np.ndarray] = {}
+    for n, name in enumerate(task.stacks):
+        path = data_folder() / name
+        stack, mask = read_volume(path), read_volume(path.with_name(path.name.replace(".nii.gz", "_desc-brain_mask.nii.gz")))
+        out |= {f"{n}/data": stack.data[0].numpy(), f"{n}/affine": stack.grid.affine, f"{n}/mask": mask.on(stack.grid).data[0].numpy() > 0.5}
     return out

@@ -27,11 +27,11 @@ def settled(case: Slices, run: Run, *, levels: Sequence[float] = (1.0, 0.6, 0.4)
     Args:
         case: the slices.
         run: the engine; every level is a stage that can be resumed.
-        levels: spacings of the lattice from coarse to fine, in slice thicknesses.
+        levels: spacings of the lattice from coarse to fine, in units of `coarsest`.
         steps: alternations of subject and poses at each level.
         smooth: weight of the squared gradient of the subject meanwhile.
     """
-    mm = [level * float(np.median(case.thickness)) for level in levels]
+    mm = [level * coarsest(case) for level in levels]
     poses = aligned(case, run, mm[0])
     rest, found = poses.copy(), Found.at(poses)
     for n, spacing in enumerate(mm):
@@ -43,6 +43,11 @@ def settled(case: Slices, run: Run, *, levels: Sequence[float] = (1.0, 0.6, 0.4)
             run.report(moved_mm=state.change)
         found = state.judged() if n == len(mm) - 1 else state.found()
     return found
+
+
+def coarsest(case: Slices) -> float:
+    """mm, the spacing of the lattice on which slices are laid first: their thickness, or three pixels where that is more."""
+    return max(float(np.median(case.thickness)), 3 * min(float(s.image.grid.spacing[:2].min()) for s in case.slices))
 
 
 def aligned(case: Slices, run: Run, mm: float, smooth: float = 0.05) -> Poses:

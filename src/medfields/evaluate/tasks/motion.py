@@ -14,12 +14,12 @@ import numpy as np
 
 from ... import plugins
 from ...cases import Slices, Stack, Stacks
-from ...cases.stacks import Profile
+from ...cases.stacks import Profile, slice_axis
 from ...solve import Run
 from ...space import Grid, Volume
 from ...space.rigid import maps_of
 from .. import families, measure, metrics, moved
-from ..families import PLAIN
+from ..families import PLAIN, Score
 from ..scans_motion import Task, acquire, scan_name
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = ["ABLATIONS", "TASKS", "Trial", "acquire", "configured", "measured", "
 NOISE = 0.01  # of the truth's range
 FADED, SPOILT = 0.3, 0.1  # what a corrupted slice keeps of its signal, and its noise as a share of the truth's range
 RADIUS, SCORED = 0.46, 10.0  # the mask is a ball of this share of the shortest side; scores stay so many mm inside it
+HELD_OUT, LARGE = 0.1, 500  # share of real slices that are never shown, and the pixels they have at least
 FORREST, BRAINWEB = "a_mri/studyforrest_T1w_1mm.nii.gz", "a_mri/brainweb1e5a10f17_T2.nii.gz"
 _HEAD = ((46, 62, 116), (100, 100, 100), 4.0)
 _SMALL = ((48, 66, 22), (84, 84, 64), 4.0)
@@ -42,6 +43,9 @@ _ALL = (
     Task("forrest-8", "8 degrees and 6 mm", FORREST, *_HEAD, 8.0, 6.0),
     Task("brainweb-4", "T2 brain (BrainWeb), smaller, 4 degrees and 2 mm", BRAINWEB, *_SMALL, 4.0, 2.0, methods=_RIVALS),
     Task("brainweb-6", "the same, 6 degrees and 4 mm", BRAINWEB, *_SMALL, 6.0, 4.0, methods=_RIVALS),
+    Task("fetus", "a fetal brain, three clinical stacks of 3.3 mm; a tenth of the slices was never shown", "", (0, 0, 0), (0, 0, 0), 3.3, 0.0, 0.0,
+         stacks=tuple(f"d_fetal/mialsrtk/sub-01_run-{n}_T2w.nii.gz" for n in (1, 3, 5)),
+         scores=(Score("ncc", "NCC of unseen slices", digits=4), Score("psnr", "PSNR of unseen slices", "dB"))),
 )
 TASKS = {task.name: task for task in _ALL}
 
@@ -127,6 +131,8 @@ def trial(task: Task, scan: Path, seed: int, profile: Profile = "gauss") -> Tria
 
 def measured(task: Task, scan: Path, seed: int, method: str, variant: str) -> dict[str, Any]:
     """One run: scores, seconds and memory."""
+    if task.stacks:
+        return _foretold(scan, seed, configured(method, variant), ablation(method, variant).profile)
     this, solver, run = trial(task, scan, seed, ablation(method, variant).profile), configured(method, variant), Run(seed=seed)
     case = this.case if solver.task == "motion" else this.stacks
     result, row = measure.timed(lambda: measure.solve(solver, case, run))
@@ -136,3 +142,29 @@ def measured(task: Task, scan: Path, seed: int, method: str, variant: str) -> di
         found, worth = maps_of(np.array(motion["poses"]), np.array(motion["about"])), np.array(motion["worth"])
     truth = moved.truth_at(this.truth, result.grid, moved.frame(this.case, found, this.poses))
     return row | metrics.scores(result.data[0].numpy(), truth, this.mask) | moved.pose_scores(this.case, found, this.poses, worth, this.bad)
+
+
+def _foretold(scan: Path, seed: int, solver: Method, profile: Profile) -> dict[str, Any]:
+    """One run on real stacks, scored by the slices that were held out of it."""
+    case = real(scan, profile)
+    rng, hidden = np.random.default_rng((seed, 11)), np.zeros(len(case.slices), bool)
+    inner = [n for n, s in enumerate(case.slices) if int(s.mask.sum()) > LARGE]
+    hidden[rng.choice(inner, round(HELD_OUT * len(case.slices)), replace=False)] = True
+    shown, run = case.only(~hidden), Run(seed=seed)
+    result, row = measure.timed(lambda: measure.solve(solver, shown, run))
+    motion = run.notes["motion"]
+    poses = maps_of(np.array(motion["poses"]), np.array(motion["about"]))
+    return row | moved.predicted(shown, poses, case.only(hidden), result) | {"lost": int((np.array(motion["worth"]) == 0).sum())}
+
+
+def real(scan: Path, profile: Profile = "gauss") -> Slices:
+    """The slices of a real scan, on a lattice of 0.8 mm."""
+    with np.load(scan, allow_pickle=False) as arrays:
+        stacks, masks = [], []
+        for n in range(sum(name.endswith("/data") for name in arrays.files)):
+            grid = Grid(arrays[f"{n}/data"].shape, arrays[f"{n}/affine"])
+            volume = Volume(arrays[f"{n}/data"], grid)
+            axis = slice_axis(grid)
+            stacks.append(Stack(volume, float(grid.spacing[axis]), name=f"stack-{n}", through=axis))
+            masks.append(Volume(arrays[f"{n}/mask"].astype(np.float32), grid))
+    return Slices.of(stacks, masks, spacing=0.8, profile=profile)
