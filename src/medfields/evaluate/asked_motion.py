@@ -25,8 +25,9 @@ map; tables show the median over slices that are not corrupted.
 the poses of its neighbours, and compared with what the result foretells there.
 
 How far to trust it. The settings of `moved-slices` and of `svr` were chosen with poses and truth in view, in single-seed trials on scans of
-`forrest-4`, `forrest-6` and `brainweb-4`, so those rows are not a held-out test; on `forrest-8`, `brainweb-6` and the other seeds nothing was
-chosen. `cubic-mean` and `srr-tv` take slices for being at rest. `svr` is our implementation of the classical method with more rounds than its
+`forrest-4`, `forrest-6`, `brainweb-4` and `brainweb-6`, so those rows are not a held-out test; on `forrest-8` and the seeds not tried nothing was
+chosen. The heads are smoothed by 1.5 mm before they are scanned.
+`cubic-mean` and `srr-tv` take slices for being at rest. `svr` is our implementation of the classical method with more rounds than its
 software makes by default ("3 rounds" is the default there), because it needs them at these motions; its prior was swept over weights of 0.01 to
 0.04 and edges of 0.03 to 0.2 with the truth in view, and the heads disagree about the weight, so both have rows.
 """
