@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,8 +140,9 @@ def colour_bar() -> str:
     return png(np.repeat(diverging(np.linspace(-1, 1, 256)[None], 1.0), 8, 0), least=256)
 
 
-def curves(series: dict[str, list[tuple[float, float]]], width: int = 560, height: int = 220, log: bool = True) -> Markup:
-    """Numbers over steps as an inline SVG, one line for each name; on a logarithmic vertical axis values <= 0 are left out."""
+def curves(series: dict[str, list[tuple[float, float]]], width: int = 560, height: int = 220, log: bool = True,
+           dots: Collection[str] = ()) -> Markup:
+    """Numbers over steps as an inline SVG, one line for each name, or `dots`; on a logarithmic vertical axis values <= 0 are left out."""
     lines = {name: [(x, math.log10(y) if log else y) for x, y in points if math.isfinite(y) and (y > 0 or not log)]
              for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
@@ -167,12 +169,12 @@ def curves(series: dict[str, list[tuple[float, float]]], width: int = 560, heigh
             f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
         )
     for i, anchor in enumerate(("start", "middle", "end")):
-        x = x0 + (x1 - x0) * i / 2
-        parts.append(f'<text class="tick" x="{px(x):.1f}" y="{bottom + 20}" text-anchor="{anchor}">{x:.0f}</text>')
-    for n, points in enumerate(lines.values()):
-        path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
-        cx, cy = path.split(" ")[0].split(",")
-        shape = f'<polyline points="{path}"/>' if len(points) > 1 else f'<circle cx="{cx}" cy="{cy}" r="3"/>'
+        x = round(x0 + (x1 - x0) * i / 2)  # where it says it is
+        parts.append(f'<text class="tick" x="{px(x):.1f}" y="{bottom + 20}" text-anchor="{anchor}">{x}</text>')
+    for n, (name, points) in enumerate(lines.items()):
+        path = [f"{px(x):.1f},{py(y):.1f}" for x, y in points]
+        circles = (f'<circle cx="{cx}" cy="{cy}" r="3"/>' for cx, cy in (at.split(",") for at in path))
+        shape = "".join(circles) if name in dots or len(path) == 1 else f'<polyline points="{" ".join(path)}"/>'
         parts.append(f'<g class="line c{n % 6}">{shape}</g>')
     return Markup("".join([*parts, "</svg>"]))
 
