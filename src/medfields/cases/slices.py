@@ -82,6 +82,11 @@ class Slices:
         return np.array([s.thickness for s in self.slices])
 
     @property
+    def pixel(self) -> float:
+        """Spacing of the finest pixels, mm."""
+        return min(float(s.image.grid.spacing[:2].min()) for s in self.slices)
+
+    @property
     def unit(self) -> str:
         return self.slices[0].image.unit
 

@@ -1,4 +1,4 @@
-"""Moved slices: poses by Gauss-Newton, coarse to fine, then robust total variation on a lattice finer than the result.
+"""Moved slices: poses by Gauss-Newton, coarse to fine, then robust total variation on a lattice finer than the pixels.
 
 The default of `superres --motion`. (1) Whole stacks are laid on the one that moved least within itself. (2) Subject and poses in turn, at three
 resolutions: the subject is rebuilt by least squares through the slice profile, then every slice makes Gauss-Newton steps on its turn, its shift
@@ -6,7 +6,7 @@ and its gain. Pixels that stand out and slices that fit badly count less; slices
 stay unlike the subject are left out. (3) With poses, gains and weights fixed, the subject is what fits best with the least total variation.
 
 Needs: slices of two or more stacks that moved, with their thickness (mm), and masks of what moved as one.
-Gives: intensity, as a trilinear field on a lattice finer than the result's; in the run's notes the poses, gains and weights of the slices.
+Gives: intensity, as a trilinear field on a lattice finer than the pixels; in the run's notes the poses, gains and weights of the slices.
 Deviations: there is no paper; the parts are those of slice-to-volume reconstruction (Kuklisova-Murgasova et al., MedIA 2012) with
 second-order steps for the poses, and the prior of Tourbier et al. (NeuroImage 2015).
 Fidelity: ours.
@@ -15,9 +15,10 @@ Use when: a subject moved between slices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,9 +37,9 @@ class MovedSlices(Method):
     Args:
         alternations: of subject and poses, at each of three resolutions.
         smooth: weight of the squared gradient of the subject meanwhile, for intensities of about 0 to 1.
-        weight: of the total variation per voxel of the result.
-        finer: spacing of the lattice that is solved for, over the result's: where slices lie anywhere, so does the subject's detail, and a
-            lattice as coarse as the detail holds it or does not, depending on where its points fall.
+        weight: of the total variation, for a lattice as fine as the pixels.
+        lattice: spacing of the lattice that is solved for, over the finest pixel's, but never coarser than the result: where slices lie
+            anywhere, so does the subject's detail, and a lattice as coarse as the detail holds it or not, depending on where its points fall.
         steps: of ADMM.
     """
 
@@ -49,17 +50,22 @@ class MovedSlices(Method):
 
     alternations: int = 10
     smooth: float = 0.005
-    weight: float = 0.0012
-    finer: float = 0.75
+    weight: float = 0.002
+    lattice: float = 0.75
     steps: int = 30
 
     def solve(self, case: Slices, run: Run, prior: nn.Module | None = None) -> Field:
         found = settled(case, run, steps=self.alternations, smooth=self.smooth)
         noted(run, case, found)
-        system = PlaneSystem(case, found, finer=self.finer)
-        smooth = self.smooth * self.finer  # of squared differences, a lattice step apart
-        system.doubt(system.solver(smooth, steps=20)(system.adjoint(system.y), torch.zeros(system.lattice.shape)))
-        state = TotalVariation([system], self.weight * self.finer**2)  # the same in mm: |D c| is a step's worth of slope, and steps are more
+        # Slices that were kept count alike from here on, for a badly fitting one is often the only one that sees what it sees.
+        kept = replace(found, worth=(found.worth > 0).astype(np.float64))
+        result = float(case.grid.spacing.max())
+        mm = min(self.lattice * case.pixel, result)
+        system = PlaneSystem(case, kept, finer=mm / result)
+        step = mm / case.pixel
+        # of squared differences, a step apart
+        system.doubt(system.solver(self.smooth * step, steps=20)(system.adjoint(system.y), torch.zeros(system.lattice.shape)))
+        state = TotalVariation([system], self.weight * step**2)  # the same in mm: |D c| is a step's worth of slope, and steps are more
         for _ in run.steps(self.steps, "total variation", state):
             state.step()
             run.report(change=state.change)

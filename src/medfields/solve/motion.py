@@ -106,9 +106,8 @@ class Level:
     @classmethod
     def of_spacing(cls, case: Slices, mm: float, poses: Poses) -> Level:
         """On a lattice of `mm`, with pixels averaged to about as much, for slices that are thought to lie in these poses."""
-        finest = min(float(s.image.grid.spacing[:2].min()) for s in case.slices)
         lattice, _ = covering(case.grid.with_spacing(mm), placed(case, poses), case.reach() + 2 * mm)
-        return cls(case.coarser(max(1, round(0.8 * mm / finest))), lattice, *case.level())
+        return cls(case.coarser(max(1, round(0.8 * mm / case.pixel))), lattice, *case.level())
 
     def only(self, kept: Bool[np.ndarray, "N"]) -> Level:
         """Some of the slices, on the same lattice."""

@@ -47,7 +47,7 @@ def settled(case: Slices, run: Run, *, levels: Sequence[float] = (1.0, 0.6, 0.4)
 
 def coarsest(case: Slices) -> float:
     """mm, the spacing of the lattice on which slices are laid first: their thickness, or three pixels where that is more."""
-    return max(float(np.median(case.thickness)), 3 * min(float(s.image.grid.spacing[:2].min()) for s in case.slices))
+    return max(float(np.median(case.thickness)), 3 * case.pixel)
 
 
 def aligned(case: Slices, run: Run, mm: float, smooth: float = 0.05) -> Poses:

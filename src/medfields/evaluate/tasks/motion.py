@@ -59,7 +59,7 @@ class Ablation(families.Ablation):
 
 ABLATIONS = (
     Ablation("no profile", ("forrest-4", "brainweb-4"), ("moved-slices",), profile="none"),
-    Ablation("lattice of the result", ("forrest-4", "brainweb-4"), ("moved-slices",), overrides={"finer": 1.0}),
+    Ablation("lattice of the result", ("forrest-4", "brainweb-4"), ("moved-slices",), overrides={"lattice": 1.0}),
     Ablation("3 rounds", ("forrest-6",), ("svr",), overrides={"outer": 3}),
     # The yardstick is tuned with the truth, which ours never sees.
     Ablation("weight 0.04", ("forrest-4", "forrest-6", "brainweb-4", "brainweb-6"), ("svr",), overrides={"weight": 0.04}),
