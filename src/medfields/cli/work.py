@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from .. import plugins
 from ..errors import InputError, OutOfMemory, OutputError, UnknownName
 from ..fields import Field
 from ..io import read_field
+from ..operators.slices import slice_quadrature
 
 
 class Slope(nn.Module):
@@ -29,6 +31,30 @@ class Slope(nn.Module):
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch C"]:
         _, slope = self.field.value_and_jacobian(x)
         return slope.norm(dim=-1) if self.kind == "magnitude" else slope.flatten(-2)
+
+
+class Thick(nn.Module):
+    """A field as slices measure it: its average across them, under a Gaussian profile.
+
+    Args:
+        field: of three coordinates.
+        normal: unit vector across the slices.
+        thickness: mm, full width at half maximum.
+        nodes: at which the field is read for each voxel.
+    """
+
+    def __init__(self, field: Field, normal: Float[np.ndarray, "3"], thickness: float, nodes: int):
+        super().__init__()
+        z, w = slice_quadrature("gauss", thickness, nodes)
+        self.field, self.channels, self.unit = field, field.channels, field.unit
+        self.steps, self.weights = torch.tensor(z[:, None] * normal, dtype=torch.float32), w.tolist()
+
+    def forward(self, x: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch C"]:
+        # Node after node: all at once would need so many times the memory.
+        total = self.weights[0] * self.field(x + self.steps[0].to(x))
+        for step, weight in zip(self.steps[1:], self.weights[1:], strict=True):
+            total = total + weight * self.field(x + step.to(x))
+        return total
 
 
 def use_threads(n: int | None) -> None:
