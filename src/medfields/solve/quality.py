@@ -1,0 +1,77 @@
+"""How good stacks are before anything is rebuilt of them: how alike neighbouring slices are, and how few pictures explain them all."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..cases.slices import Slice, Slices
+from .settle import SPREAD, steadiness
+
+ENERGY = 0.99  # of a stack, that its leading singular values hold
+LEAST_DROP = 0.05  # of correlation below the usual one, for a slice to be called outlying
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the slices of one stack say of its motion, in its mask alone.
+
+    Args:
+        slices: that show the subject.
+        alike: mean correlation of neighbouring slices, weighted by pixels; motion lowers it.
+        rank: share of singular values that hold 99 % of the energy of the matrix whose columns are the slices; motion raises it
+            (Kainz et al. 2015).
+        outlying: indices in the stack, from 0, of slices that are far less like either neighbour than neighbours usually are.
+    """
+
+    slices: int
+    alike: float
+    rank: float
+    outlying: tuple[int, ...]
+
+
+def qualities(case: Slices) -> list[Quality]:
+    """The quality of each stack of a case, in the order of its names."""
+    return [_quality(case, n) for n in range(len(case.names))]
+
+
+def first(found: list[Quality]) -> list[int]:
+    """The numbers of stacks, best first: by how alike neighbouring slices are, as `settled` chooses the stack on which the others are laid."""
+    return sorted(range(len(found)), key=lambda n: -found[n].alike)
+
+
+def _quality(case: Slices, stack: int) -> Quality:
+    own = sorted((s for s in case.slices if s.stack == stack), key=lambda s: s.order)
+    return Quality(len(own), steadiness(case, stack), rank_share(own), outlying(own))
+
+
+def rank_share(own: list[Slice], energy: float = ENERGY) -> float:
+    """Number of singular values that hold `energy` (of their squares' sum) of the matrix of masked slices, over the number of slices."""
+    columns = torch.stack([torch.where(s.mask, s.values, 0.0).flatten() for s in own]).double()
+    held = np.cumsum(np.linalg.eigvalsh((columns @ columns.T).numpy())[::-1].clip(0))
+    return float(np.searchsorted(held, energy * held[-1] * (1 - 1e-12)) + 1) / len(own)
+
+
+def outlying(own: list[Slice]) -> tuple[int, ...]:
+    """Slices that are unlike both neighbours: below the median correlation by three standard deviations, and by `LEAST_DROP`.
+
+    Slices at the ends have one neighbour, so nothing tells which of the two is at fault: they are not judged.
+    """
+    pairs = np.array([_alike(a, b) for a, b in itertools.pairwise(own)])
+    known = pairs[np.isfinite(pairs)]
+    if len(known) < 3:
+        return ()
+    usual = float(np.median(known))
+    low = usual - max(SPREAD * 1.4826 * float(np.median(np.abs(known - usual))), LEAST_DROP)
+    return tuple(s.order for s, a, b in zip(own[1:-1], pairs[:-1], pairs[1:], strict=True) if max(a, b) < low)
+
+
+def _alike(a: Slice, b: Slice) -> float:
+    """Correlation of two slices where both show the subject; NaN unless they are neighbours that overlap."""
+    both = a.mask & b.mask
+    if b.order - a.order != 1 or int(both.sum()) < 2:
+        return np.nan
+    return float(torch.corrcoef(torch.stack([a.values[both], b.values[both]]))[0, 1])
