@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from medfields.cases import Slices, Stack
 from medfields.fields import BSpline, Field
 from medfields.io import read_volume, write_field, write_volume
+from medfields.solve.quality import outlying, rank_share
 from medfields.space import Grid, Volume
+from medfields.space.rigid import maps_of
 
 THICK = 6.0  # mm
 SIGMA = THICK / 2.3548
@@ -62,3 +66,75 @@ def test_slices_are_asked_for_in_one_way(medfields, wave: tuple[Path, float], tm
         said = medfields("query", path, "-o", "x.nii.gz", *words)
         assert said.code in (2, 3) and told in said.err, said.err
     assert not (tmp_path / "x.nii.gz").exists()
+
+
+RNG = np.random.default_rng(3)
+CENTRES, WIDTHS, HEIGHTS = RNG.uniform(-12, 12, (25, 3)), RNG.uniform(2.5, 5.0, 25), RNG.uniform(20, 100, 25)
+COUNT = 12  # slices of a stack
+
+
+def head(x: np.ndarray) -> np.ndarray:
+    """A ball of blobs, radius 16 mm."""
+    blobs = (HEIGHTS * np.exp(-((x[..., None, :] - CENTRES) ** 2).sum(-1) / (2 * WIDTHS**2))).sum(-1)
+    return (60 + blobs) / (1 + np.exp(2 * (np.linalg.norm(x, axis=-1) - 16)))
+
+
+def acquired(axis: int, poses: np.ndarray) -> Volume:
+    """A stack of 2 mm pixels and 3 mm slices across an axis of the world, slice k of it seen through poses[k]."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[:, [(axis + 1) % 3, (axis + 2) % 3, axis]] * [2.0, 2.0, 3.0]
+    affine[:3, 3] = -affine[:3, :3] @ [11.5, 11.5, (COUNT - 1) / 2]
+    grid = Grid((24, 24, COUNT), affine)
+    z = np.linspace(-3, 3, 7)
+    weight = np.exp(-4 * np.log(2) * (z / 3) ** 2)
+    x = grid.world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))[..., None, :] + z[:, None] * np.eye(3)[axis]
+    x = np.einsum("kab,ijkqb->ijkqa", poses[:, :3, :3], x) + poses[:, :3, 3][None, None, :, None]
+    return Volume((head(x) * weight).sum(-1) / weight.sum(), grid)
+
+
+def motion(degrees: float, mm: float, seed: int) -> np.ndarray:
+    """[COUNT, 4, 4] random poses."""
+    rng = np.random.default_rng(seed)
+    return maps_of(np.c_[np.radians(rng.normal(0, 1, (COUNT, 3)) * degrees), rng.normal(0, 1, (COUNT, 3)) * mm], np.zeros(3))
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three stacks of one head, the first at rest, the others moved more and more; with BIDS masks."""
+    folder, paths = tmp_path_factory.mktemp("scanned"), []
+    for n, axis in enumerate((2, 0, 1)):
+        stack = acquired(axis, motion(4.0 * n, 2.0 * n, n))
+        paths.append(folder / f"sub-01_run-{n + 1}_T2w.nii.gz")
+        write_volume(stack, paths[-1])
+        inside = stack.grid.points().norm(dim=-1) < 17
+        write_volume(Volume(inside.float(), stack.grid), folder / f"sub-01_run-{n + 1}_T2w_desc-brain_mask.nii.gz")
+    return paths
+
+
+def test_assess_tells_still_from_moved(medfields, scanned: list[Path], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    said = medfields("assess", *reversed(scanned), "-o", "table.csv")
+    assert said.code == 0, said.err
+    assert "masks found beside the stacks" in said.err and "use sub-01_run-1_T2w.nii.gz as the first" in said.out
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [r["stack"] for r in rows] == [p.name for p in scanned]
+    alike, rank = ([float(r[name]) for r in rows] for name in ("ncc", "rank"))
+    assert alike[0] > alike[1] + 0.03 > alike[2] + 0.06 and rank[1] < rank[2]
+    assert [r["direction"] for r in rows] == ["axial", "sagittal", "coronal"]
+    assert float(rows[0]["mask_ml"]) == pytest.approx(4 / 3 * np.pi * 1.7**3, rel=0.05) and rows[0]["pixel_mm"] == "2 x 2"
+    spoilt = read_volume(scanned[0])
+    spoilt.data[0, :, :, 5] = torch.rand(24, 24, generator=torch.Generator().manual_seed(0)) * 200
+    write_volume(spoilt, tmp_path / "spoilt.nii.gz")
+    said = medfields("assess", "spoilt.nii.gz", "--masks", scanned[0].with_name("sub-01_run-1_T2w_desc-brain_mask.nii.gz"), "--thickness", 2.5)
+    assert said.code == 0 and said.out.splitlines()[1].split()[3] == "2.5" and said.out.splitlines()[1].split()[-1] == "5"
+    said = medfields("assess", scanned[0], "-o", scanned[0])
+    assert said.code == 2 and ".csv" in said.err
+
+
+def test_the_rank_is_that_of_the_slices_and_only_a_slice_unlike_both_neighbours_is_outlying() -> None:
+    rng = np.random.default_rng(0)
+    grid = Grid.from_spacing((16, 16, 10), (1, 1, 4))
+    low = np.einsum("ijr,rk->ijk", rng.normal(size=(16, 16, 3)), rng.normal(size=(3, 10)))  # three pictures make all slices
+    assert rank_share(list(Slices.of([Stack(Volume(low, grid), 4.0, through=2)], [None]).slices)) == 0.3
+    drift = np.cumsum(rng.normal(size=(16, 16, 10)) * 0.3, -1) + rng.normal(size=(16, 16, 1)) * 5
+    drift[..., 7] = rng.normal(size=(16, 16))
+    assert outlying(list(Slices.of([Stack(Volume(drift, grid), 4.0, through=2)], [None]).slices)) == (7,)

@@ -42,4 +42,5 @@ def aligned(rows: Sequence[Mapping[str, object]]) -> str:
     names = list(rows[0])
     cells = [names, *([str(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[n]) for line in cells) for n in range(len(names))]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip() for line in cells)
+    lines = [[line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in cells]
+    return "\n".join("  ".join(line).rstrip() for line in lines)

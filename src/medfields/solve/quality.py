@@ -12,7 +12,7 @@ from ..cases.slices import Slice, Slices
 from .settle import SPREAD, steadiness
 
 ENERGY = 0.99  # of a stack, that its leading singular values hold
-LEAST_DROP = 0.05  # of correlation below the usual one, for a slice to be called outlying
+LEAST_DROP = 0.2  # of correlation below the usual one, for a slice to be called outlying
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,18 @@ def rank_share(own: list[Slice], energy: float = ENERGY) -> float:
 
 
 def outlying(own: list[Slice]) -> tuple[int, ...]:
-    """Slices that are unlike both neighbours: below the median correlation by three standard deviations, and by `LEAST_DROP`.
+    """Slices whose better correlation with a neighbour is below the stack's median of it by three standard deviations, and by `LEAST_DROP`.
 
     Slices at the ends have one neighbour, so nothing tells which of the two is at fault: they are not judged.
     """
     pairs = np.array([_alike(a, b) for a, b in itertools.pairwise(own)])
-    known = pairs[np.isfinite(pairs)]
-    if len(known) < 3:
+    best = np.fmax(pairs[:-1], pairs[1:])
+    judged = np.isfinite(best)
+    if judged.sum() < 3:
         return ()
-    usual = float(np.median(known))
-    low = usual - max(SPREAD * 1.4826 * float(np.median(np.abs(known - usual))), LEAST_DROP)
-    return tuple(s.order for s, a, b in zip(own[1:-1], pairs[:-1], pairs[1:], strict=True) if max(a, b) < low)
+    usual = float(np.median(best[judged]))
+    low = usual - max(SPREAD * 1.4826 * float(np.median(np.abs(best[judged] - usual))), LEAST_DROP)
+    return tuple(s.order for s, r in zip(own[1:-1], best, strict=True) if r < low)
 
 
 def _alike(a: Slice, b: Slice) -> float:
