@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -138,3 +139,50 @@ def test_the_rank_is_that_of_the_slices_and_only_a_slice_unlike_both_neighbours_
     drift = np.cumsum(rng.normal(size=(16, 16, 10)) * 0.3, -1) + rng.normal(size=(16, 16, 1)) * 5
     drift[..., 7] = rng.normal(size=(16, 16))
     assert outlying(list(Slices.of([Stack(Volume(drift, grid), 4.0, through=2)], [None]).slices)) == (7,)
+
+
+def scanner_header(path: Path) -> None:
+    """Codes and an origin in the header as a scanner may write them: the qform counts, and differs a little from the sform."""
+    image = nibabel.load(path)
+    image.set_qform(image.affine, 1)
+    moved = image.affine.copy()
+    moved[:3, 3] += [0.25, -0.125, 0.0625]
+    image.set_sform(moved, 2)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+
+
+def same_header(a: Path, b: Path) -> None:
+    """Both files put their voxels in the same place, in both of their ways to say it."""
+    one, other = nibabel.load(a), nibabel.load(b)
+    assert one.shape == other.shape
+    assert [int(one.header[n]) for n in ("sform_code", "qform_code")] == [int(other.header[n]) for n in ("sform_code", "qform_code")]
+    for get in ("get_sform", "get_qform"):
+        np.testing.assert_allclose(getattr(one, get)(), getattr(other, get)(), rtol=0, atol=1e-6)
+    assert np.abs(one.affine - other.affine).max() < 1e-6 and read_volume(a).grid.same_as(read_volume(b).grid, 1e-6)
+
+
+def test_n4_takes_a_bias_away_and_keeps_level_and_header(medfields, scanned: list[Path], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("SimpleITK")
+    grid = Grid.from_spacing((40, 40, 14), (1, 1, 3), origin=(-19.5, -19.5, -19.5))  # three tissues, finely mixed
+    x, tissue = grid.points(), torch.tensor([60.0, 100.0, 140.0])[torch.randint(3, grid.shape, generator=torch.Generator().manual_seed(0))]
+    stack = Volume(torch.where(x.norm(dim=-1) < 17, tissue, 1.0), grid)
+    log = 0.02 * x[..., 0] - 0.015 * x[..., 1] + 0.0008 * x[..., 2] ** 2
+    write_volume(Volume((x.norm(dim=-1) < 17).float(), grid), tmp_path / "mask.nii.gz")
+    write_volume(stack.with_data(stack.data * log.exp()), tmp_path / "biased.nii.gz")
+    scanner_header(tmp_path / "biased.nii.gz")
+    said = medfields("n4", "biased.nii.gz", "-o", "flat.nii.gz", "--mask", "mask.nii.gz")
+    assert said.code == 0 and "bias 0." in said.out, said.err
+    inside = x.norm(dim=-1) < 14
+    ratio = (read_volume(tmp_path / "flat.nii.gz").data[0] / stack.data[0])[inside].log()
+    before = log[inside]
+    assert float(ratio.std()) < 0.25 * float(before.std())
+    assert abs(float(ratio.mean() - before.mean())) < 0.05
+    same_header(tmp_path / "biased.nii.gz", tmp_path / "flat.nii.gz")
+    said = medfields("n4", "biased.nii.gz", scanned[1], "-o", "folder")
+    assert said.code == 0 and sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["biased.nii.gz", scanned[1].name]
+    for words, code in ((("biased.nii.gz", "-o", "biased.nii.gz"), 5), (("biased.nii.gz", scanned[1], "-o", "one.nii.gz"), 5),
+                        (("biased.nii.gz", "-o", "x.nii.gz", "--shrink", 0), 2)):
+        assert medfields("n4", *words).code == code
+    write_volume(stack.with_data(-stack.data), tmp_path / "negative.nii.gz")
+    said = medfields("n4", "negative.nii.gz", "-o", "x.nii.gz", "--mask", "mask.nii.gz")
+    assert said.code == 2 and "not positive" in said.err and not (tmp_path / "x.nii.gz").exists()

@@ -22,6 +22,7 @@ COMMANDS = {
     "apply": ("apply", "apply", "carry an image, points, a mesh or a dose by a warp"),
     "query": ("query", "query", "read a .field at another spacing, on another image's grid, or at points"),
     "assess": ("assess", "assess", "how good stacks of a subject that moved are, before anything is rebuilt"),
+    "n4": ("n4", "n4", "images without the slow change of brightness that coils cause"),
     "list": ("inspect", "list_methods", "the methods, with one line each"),
     "show": ("inspect", "show", "the card of a method: paper, needs, deviations, hyper-parameters"),
     "cite": ("inspect", "cite", "what to cite for a method or a finished run"),

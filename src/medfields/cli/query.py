@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -146,22 +145,13 @@ def evaluate(field: Field, grid: Grid, gradient: Gradient | None = None, thickne
         axis: of the grid, across the slices.
     """
     from ..fields import LazyVolume
-    from ..solve import Event, Terminal
-    from .work import Slope, Thick, require_memory
+    from .work import Slope, Thick, progress, require_memory
 
     function = Slope(field, gradient) if gradient else field if thickness is None else Thick(field, grid.normal(axis), thickness, NODES)
     channels = function.channels
     require_memory(4 * channels * grid.size, f"a grid of {' x '.join(map(str, grid.shape))} voxels", "choose a larger --spacing")
-    terminal, start = Terminal(), time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        seconds = time.monotonic() - start
-        terminal.event(Event("query", done, total, seconds, {}, seconds * (total - done) / done, done == total))
-
-    try:
+    with progress("query") as tell:
         return LazyVolume(function, grid, 1 << 18 if thickness is None else 1 << 15).volume(on_slab=tell)
-    finally:
-        terminal.close()
 
 
 def _at_points(field: Field, points: Path, output: Path, gradient: Gradient | None) -> None:

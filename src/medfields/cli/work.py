@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +66,23 @@ def use_threads(n: int | None) -> None:
     if not 1 <= n <= 4096:
         raise InputError(f"--threads must be at least 1, got {n}")
     torch.set_num_threads(n)  # the kernels follow torch
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to be told how many steps of how many are done; it shows a bar once two seconds have passed."""
+    from ..solve import Event, Terminal
+
+    terminal, start = Terminal(), time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        seconds = time.monotonic() - start
+        terminal.event(Event(what, done, total, seconds, {}, seconds * (total - done) / done if done else float("nan"), done == total))
+
+    try:
+        yield tell
+    finally:
+        terminal.close()
 
 
 def require_memory(size: int, what: str, hint: str) -> None:
