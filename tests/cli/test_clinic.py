@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from medfields.cases import Slices, Stack
+from medfields.cli.motion_input import mask_beside
 from medfields.fields import BSpline, Field
 from medfields.io import read_volume, write_field, write_volume
 from medfields.solve.quality import outlying, rank_share
@@ -186,3 +187,60 @@ def test_n4_takes_a_bias_away_and_keeps_level_and_header(medfields, scanned: lis
     write_volume(stack.with_data(-stack.data), tmp_path / "negative.nii.gz")
     said = medfields("n4", "negative.nii.gz", "-o", "x.nii.gz", "--mask", "mask.nii.gz")
     assert said.code == 2 and "not positive" in said.err and not (tmp_path / "x.nii.gz").exists()
+
+
+def dice(a: torch.Tensor, b: torch.Tensor) -> float:
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+def test_a_mask_is_carried_to_a_subject_that_moved(medfields, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pose = maps_of(np.array([[0.0, 0.0, 0.25, 7.0, -4.0, 0.0]]), np.zeros(3))
+    for name, axis, poses in (("a_T2w", 2, np.tile(np.eye(4), (COUNT, 1, 1))), ("b_T2w", 0, np.tile(pose, (COUNT, 1, 1)))):
+        write_volume(acquired(axis, poses), tmp_path / f"{name}.nii.gz")
+    scanner_header(tmp_path / "b_T2w.nii.gz")
+    a, b = (read_volume(tmp_path / f"{n}_T2w.nii.gz").grid for n in "ab")
+
+    def drawn(x: torch.Tensor) -> torch.Tensor:  # an ellipsoid, whose turn shows
+        return (x / torch.tensor([14.0, 8.0, 12.0])).norm(dim=-1) < 1
+
+    write_volume(Volume(drawn(a.points()).float(), a), tmp_path / "known.nii.gz")
+    m = torch.from_numpy(pose[0]).float()
+    wanted = drawn(b.points() @ m[:3, :3].T + m[:3, 3])
+    said = medfields("segment-mask", "a_T2w.nii.gz", "b_T2w.nii.gz", "-o", ".", "--mask", "known.nii.gz", "--of", "a_T2w.nii.gz")
+    assert said.code == 0 and "as it was given" in said.out and "laid by 1" in said.out, (said.out, said.err)
+    path = tmp_path / "b_T2w_desc-brain_mask.nii.gz"
+    assert mask_beside(tmp_path / "b_T2w.nii.gz") == path
+    same_header(tmp_path / "b_T2w.nii.gz", path)
+    laid = read_volume(path).data[0] > 0.5
+    assert dice(laid, wanted) > 0.88
+    kept = read_volume(tmp_path / "a_T2w_desc-brain_mask.nii.gz")
+    assert torch.equal(kept.data, read_volume(tmp_path / "known.nii.gz").data)
+    said = medfields("segment-mask", "b_T2w.nii.gz", "-o", ".", "--mask", "known.nii.gz")
+    assert said.code == 5 and "drawn by hand" in said.err
+    said = medfields("segment-mask", "b_T2w.nii.gz", "-o", "plain", "--mask", "known.nii.gz")
+    plain = read_volume(tmp_path / "plain/b_T2w_desc-brain_mask.nii.gz").data[0] > 0.5
+    assert said.code == 0 and "as the headers say" in said.err and dice(plain, drawn(b.points())) > 0.85 and dice(plain, wanted) < 0.8
+    said = medfields("segment-mask", "b_T2w.nii.gz", "-o", "wide", "--mask", "known.nii.gz", "--margin", 4)
+    wide = read_volume(tmp_path / "wide/b_T2w_desc-brain_mask.nii.gz").data[0] > 0.5
+    where, inside = b.points()[wide], b.points()[plain]
+    assert "4 mm wider" in said.out and 3.5 < float(torch.cdist(where, inside).amin(1).max()) <= 4.0 and bool(wide[plain].all())
+
+
+def test_a_body_is_one_part_without_holes(medfields, scanned: list[Path], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("SimpleITK")
+    grid = Grid.from_spacing((48, 40, 10), (1, 1, 4), origin=(-24, -20, -18))
+    x = grid.points()
+    body, hole, speck = x.norm(dim=-1) < 16, (x - torch.tensor([3.0, 0, 0])).norm(dim=-1) < 5, (x - torch.tensor([21.0, 17, 0])).norm(dim=-1) < 3
+    noise = torch.rand(grid.shape, generator=torch.Generator().manual_seed(0))
+    write_volume(Volume(torch.where((body & ~hole) | speck, 100.0, 5.0) + 10 * noise, grid), tmp_path / "s.nii.gz")
+    scanner_header(tmp_path / "s.nii.gz")
+    said = medfields("segment-mask", "s.nii.gz", "-o", "out")
+    assert said.code == 0 and "Otsu" in said.out, said.err
+    found = read_volume(tmp_path / "out/s_mask.nii.gz")
+    same_header(tmp_path / "s.nii.gz", tmp_path / "out/s_mask.nii.gz")
+    inside = found.data[0] > 0.5
+    assert dice(inside, body) > 0.97 and bool(inside[hole].all()) and not bool(inside[speck].any())
+    for words, code in (((), 2), (("s.nii.gz", "--of", "s.nii.gz"), 2), (("s.nii.gz", "--margin", 3), 2), (("s.nii.gz", "s.nii.gz"), 5)):
+        assert medfields("segment-mask", *words, "-o", "more").code == code
+    write_volume(Volume(torch.zeros(grid.shape), grid), tmp_path / "empty.nii.gz")
+    assert medfields("segment-mask", "s.nii.gz", "-o", "more", "--mask", "empty.nii.gz").code == 2
