@@ -24,6 +24,7 @@ COMMANDS = {
     "assess": ("assess", "assess", "how good stacks of a subject that moved are, before anything is rebuilt"),
     "segment-mask": ("segment_mask", "segment_mask", "masks for stacks: what is not air, or a known mask carried to the others"),
     "n4": ("n4", "n4", "images without the slow change of brightness that coils cause"),
+    "slices": ("slices", "slices", "slices simulated from a volume or a field, beside those that were measured"),
     "list": ("inspect", "list_methods", "the methods, with one line each"),
     "show": ("inspect", "show", "the card of a method: paper, needs, deviations, hyper-parameters"),
     "cite": ("inspect", "cite", "what to cite for a method or a finished run"),

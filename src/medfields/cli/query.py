@@ -65,7 +65,7 @@ def query(
 
     spare([Path(output)], [field, like])
     check_image_path(output)
-    grid, axis = _grid(function, spacing, like), 2
+    grid, axis = grid_of(function, spacing, like), 2
     if thickness is not None:
         grid, axis = _slices(grid, thickness, orientation) if orientation else (grid, _across(like))
     volume = evaluate(function, grid, gradient, thickness, axis)
@@ -76,8 +76,13 @@ def query(
     )
 
 
-def _grid(field: Field, spacing: float | None, like: str) -> Grid:
-    """Where a field is to be read."""
+def grid_of(field: Field, spacing: float | None = None, like: str = "") -> Grid:
+    """Where a field is to be read: on the grid it was made on, at a spacing in mm, or on an image's grid.
+
+    Raises:
+        InputError: for a field of other than three coordinates, or one without a grid of its own where none is asked for.
+        GeometryError: for a spacing that is not positive.
+    """
     from ..io import read_volume
     from ..space import Grid
 

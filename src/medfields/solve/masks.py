@@ -16,6 +16,7 @@ from ..space import Grid, Volume
 from .prealign import start_of
 
 SHARE = 0.5  # of the masked part, that must lie in the other stack for its likeness to count
+POINTS = 8000  # of the known stack that are compared
 BLUR = 2.0  # mm: the two stacks are thick in different directions
 
 
@@ -48,7 +49,7 @@ def laid(known: Volume, mask: Volume, other: Volume) -> Laid:
         mask: on any grid.
         other: a stack of the same contrast, in any direction.
     """
-    found = start_of(known, other, "rigid", mask, similarity="ncc")
+    found = start_of(known, other, "rigid", mask, similarity="ncc", points=POINTS)
     before, after = (_alike(known, mask, other, m) for m in (np.eye(4), found))
     return Laid(found, before, after) if after > before else Laid(np.eye(4), before, before)
 
