@@ -14,6 +14,7 @@ from medfields.cases import Slices, Stack
 from medfields.cli.motion_input import mask_beside
 from medfields.fields import BSpline, Field
 from medfields.io import read_volume, write_field, write_volume
+from medfields.io.slices import read_slices, write_slices
 from medfields.solve.quality import outlying, rank_share
 from medfields.space import Grid, Volume
 from medfields.space.rigid import maps_of
@@ -244,3 +245,40 @@ def test_a_body_is_one_part_without_holes(medfields, scanned: list[Path], tmp_pa
         assert medfields("segment-mask", *words, "-o", "more").code == code
     write_volume(Volume(torch.zeros(grid.shape), grid), tmp_path / "empty.nii.gz")
     assert medfields("segment-mask", "s.nii.gz", "-o", "more", "--mask", "empty.nii.gz").code == 2
+
+
+def test_slices_are_compared_with_what_a_volume_shows_in_their_places(medfields, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    grid = Grid.from_spacing((44, 44, 44), 1.0, origin=(-21.5, -21.5, -21.5))
+    write_volume(Volume(head(grid.points().double().numpy()), grid), tmp_path / "head.nii.gz")
+    poses = motion(5.0, 2.0, 7)
+    stack = acquired(1, poses)
+    cut = [Volume(stack.data[:, :, :, k : k + 1].clone(), stack.grid.crop((0, 0, k), (24, 24, 1))) for k in range(COUNT)]
+    cut = [Volume(s.data * (1.3 if k == 4 else 1.0), Grid(s.grid.shape, poses[k] @ s.grid.affine)) for k, s in enumerate(cut)]
+    cut[6] = Volume(cut[6].data, Grid(cut[6].grid.shape, maps_of(np.array([[0.0, 0, 0, 0, 0, 8.0]]), np.zeros(3))[0] @ cut[6].grid.affine))
+    cut[11] = Volume(cut[11].data, Grid(cut[11].grid.shape, maps_of(np.array([[0.0, 0, 0, 90, 0, 0]]), np.zeros(3))[0] @ cut[11].grid.affine))
+    masks = [Volume((s.grid.points().norm(dim=-1) < 17).float() if k < 11 else torch.ones(s.grid.shape), s.grid) for k, s in enumerate(cut)]
+    write_slices(tmp_path / "cut", cut, [3.0] * COUNT, masks, [{"stack": 0, "order": k, "thickness_mm": 3, "worth": 1} for k in range(COUNT)])
+    said = medfields("slices", "head.nii.gz", "cut", "-o", "fits.csv", "--write", "cut")
+    assert said.code == 0 and said.out.splitlines()[2].startswith("slice-006.nii.gz") and "1 beside the volume or empty" in said.out, said.out
+    rows = list(csv.DictReader((tmp_path / "fits.csv").open()))
+    right = [k for k in range(1, 11) if k != 6]
+    assert min(float(rows[k]["ncc"]) for k in right) > 0.995 and min(float(rows[k]["psnr_db"]) for k in right) > 33
+    assert float(rows[6]["ncc"]) < 0.95 and rows[11]["ncc"] == "" and rows[11]["pixels"] == "0"
+    assert float(rows[4]["gain"]) == pytest.approx(1.3, rel=0.01) and float(rows[5]["gain"]) == pytest.approx(1.0, rel=0.01)
+    written = read_volume(tmp_path / "cut/simulated-005.nii.gz")
+    inside = masks[5].data > 0
+    assert float((written.data - cut[5].data)[inside].abs().mean()) < 1.5
+    same_header(tmp_path / "cut/slice-005.nii.gz", tmp_path / "cut/simulated-005.nii.gz")
+    assert len(read_slices(tmp_path / "cut")[0]) == COUNT  # simulated slices are not taken for measured ones
+    thin = medfields("slices", "head.nii.gz", "cut", "-o", "thin.csv", "--profile", "none")
+    without = [float(r["psnr_db"]) for r in csv.DictReader((tmp_path / "thin.csv").open()) if r["ncc"]]
+    assert thin.code == 0 and np.median(without) < np.median([float(rows[k]["psnr_db"]) for k in right]) - 2
+    field = Field(BSpline.on(grid), grid.box())
+    with torch.no_grad():
+        field.net.coefficients.copy_(read_volume(tmp_path / "head.nii.gz").data)
+    field.grid = grid
+    write_field(field, tmp_path / "head.field")
+    assert medfields("slices", "head.field", "cut", "-o", "field.csv").code == 0
+    assert np.median([float(r["ncc"]) for r in csv.DictReader((tmp_path / "field.csv").open()) if r["ncc"]]) > 0.98
+    for words, code in ((("head.nii.gz", "nowhere"), 4), (("head.nii.gz", "cut", "-o", "cut/slices.csv"), 5), (("cut/slice-000.nii.gz", "cut"), 3)):
+        assert medfields("slices", *words).code == code
