@@ -203,11 +203,12 @@ def write_nifti(volume: Volume, path: Path, *, dtype: DTypeLike = np.float32, li
         image.header["qform_code"] = 0
     if like is not None:
         source, _ = read_header(like)
-        header = image.header.copy()
-        for name in _PLACE:
-            header[name] = source[name]
-        with quiet():
-            image = kind(np.asanyarray(image.dataobj), None, header, dtype=data.dtype.type)  # None: the header says where it lies
+        if int(source["dim"][0]) >= 3:  # a flat one need not say how thick it is
+            header = image.header.copy()
+            for name in _PLACE:
+                header[name] = source[name]
+            with quiet():
+                image = kind(np.asanyarray(image.dataobj), None, header, dtype=data.dtype.type)  # None: the header says where it lies
     with atomic(path) as temporary:
         nibabel.save(image, temporary)
 
