@@ -57,14 +57,20 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], np.ndar
 
 def test_writes_volume_field_slices_and_report(medfields, moved, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     paths, _ = moved
-    said = medfields("superres", *paths, "-o", "brain.nii.gz", "--motion", "--spacing", 2, *FAST)
+    said = medfields("superres", *paths, "-o", "brain.nii.gz", "--motion", "--spacing", 2, "--preview", *FAST)
     assert said.code == 0, said.err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["brain.field", "brain.nii.gz", "brain.run", "brain_slices"]
+    written = ["brain.field", "brain.nii.gz", "brain.run", "brain_preview.nii.gz", "brain_slices", "brain_uncertainty.nii.gz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == written
     assert "masks found beside the stacks" in said.err and "sub-01_run-1_T2w.nii.gz: 8 slices, moved by" in said.out
     volume, field = read_volume(tmp_path / "brain.nii.gz"), read_field(tmp_path / "brain.field")
     assert np.allclose(volume.grid.spacing, 2) and np.allclose(field.on(volume.grid).volume().data, volume.data, atol=1e-2)
     truth = head(volume.grid.points().double().numpy())
     inside = np.linalg.norm(volume.grid.points().numpy(), axis=-1) < 10
+    preview, doubt = (read_volume(tmp_path / f"brain_{name}.nii.gz") for name in ("preview", "uncertainty"))
+    assert preview.grid.same_as(volume.grid) and doubt.grid.same_as(volume.grid)
+    assert np.corrcoef(truth[inside], preview.data[0].numpy()[inside])[0, 1] > 0.8 and said.err.count("brain_preview.nii.gz shows") == 4
+    assert float(doubt.data.min()) > 0 and float(doubt.data[0][inside].mean()) < 0.2 * float(np.ptp(truth))
+    assert len(list((tmp_path / "brain.run/stages").iterdir())) == 4
     assert np.corrcoef(truth[inside], volume.data[0].numpy()[inside])[0, 1] > 0.85
     summary = json.loads((tmp_path / "brain.run/summary.json").read_text())
     images, masks, rows = read_slices(tmp_path / "brain_slices")
@@ -77,8 +83,10 @@ def test_writes_volume_field_slices_and_report(medfields, moved, tmp_path: Path)
     assert np.ptp(turns) > 1
     page = (tmp_path / "brain.run/report.html").read_text()
     assert "slices that moved" in page and "None was left out" in page and page.count("<svg") >= 4
+    assert "Stage by stage" in page and "poses at 6.0 mm" in page and "How sure it is" in page
     config = str(tmp_path / "brain.run/config.toml")
-    assert medfields("superres", "--config", config, "-o", "again.nii.gz").code == 0
+    assert medfields("superres", "--config", config, "-o", "again.nii.gz", "--no-uncertainty").code == 0
+    assert not (tmp_path / "again_uncertainty.nii.gz").exists()
     assert torch.equal(read_volume(tmp_path / "again.nii.gz").data, volume.data)
     before = page
     assert medfields("report", "brain.run").code == 0

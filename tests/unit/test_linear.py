@@ -6,7 +6,7 @@ import torch
 
 from medfields.cases import Stack, Stacks
 from medfields.operators import SliceOperator
-from medfields.solve.linear import SliceSystem, TotalVariation, conjugate_gradients, gradient, gradient_adjoint, padded
+from medfields.solve.linear import EdgePreserving, SliceSystem, TotalVariation, conjugate_gradients, gradient, gradient_adjoint, padded
 from medfields.space import Grid, Volume
 
 
@@ -86,3 +86,16 @@ def test_a_single_slice_is_rebuilt_on_its_own_grid():
     grid = Grid.from_spacing((8, 8, 1), (1, 1, 5))
     lattice, inner = padded(Stacks((Stack(Volume(torch.rand(8, 8, 1), grid), 5.0),), grid))
     assert SliceOperator(lattice, grid, 2, "gauss", 5.0).shape == (8, 8, 1) and lattice.crop([s.start for s in inner], grid.shape).same_as(grid)
+
+
+def test_lagged_diffusivity_reaches_the_least_of_its_objective():
+    case = Stacks.toy(0)
+    system, weight, edge = SliceSystem(case, padded(case)[0]), 0.05, 0.1
+    state = EdgePreserving(system, weight, edge, torch.zeros(system.lattice.shape), steps=40)
+    for _ in range(30):
+        state.step()
+    x = state.x.clone().requires_grad_()
+    misfit = sum((a - y).square().sum() for a, y in zip(system.apply(x), system.y, strict=True)) / 2
+    cost = misfit + weight * edge**2 * ((1 + gradient(x).square().sum(0) / edge**2).sqrt() - 1).sum()
+    (slope,) = torch.autograd.grad(cost, x)
+    assert float(slope.norm()) < 2e-3 * float(system.adjoint(system.y).norm()) and float(state.change) < 1e-3

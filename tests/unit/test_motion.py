@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from medfields.io import read_volume
 from medfields.io.slices import read_slices, write_slices
 from medfields.solve import Run
 from medfields.solve.motion import Alternation, Found, Level, covering, fixed, rigid_between
+from medfields.solve.plane_doubt import uncertainty
 from medfields.solve.plane_system import PlaneSystem
 from medfields.solve.robust import believed
 from medfields.solve.settle import aligned, coarsest, settled, steadiness
@@ -300,3 +302,26 @@ def test_stacks_of_svrtk_are_laid_where_their_transforms_say() -> None:
         off = np.linalg.norm(x @ (ours - true)[:3, :3].T + (ours - true)[:3, 3], axis=1).mean()
         before = np.linalg.norm(x @ (true - np.eye(4))[:3, :3].T + true[:3, 3], axis=1).mean()
         assert off < 1.25 < before  # a voxel; slices moved within their stacks too
+
+
+def test_where_no_slice_looks_the_subject_is_not_sure() -> None:
+    case = Slices.toy()
+    across = case.centres()[np.arange(len(case.slices)), np.array([2, 0, 1])[case.stack]]
+    found = Found.at(np.tile(np.eye(4), (len(case.slices), 1, 1)))
+    whole, part = (uncertainty(case, replace(found, worth=worth), Run(seed=0)) for worth in (found.worth, (across < 0).astype(float)))
+    ratio, x = (part.data / whole.data)[0], case.grid.points()
+    inside = x.abs().amax(-1) < 9
+    assert whole.grid.same_as(case.grid)
+    assert float(ratio[inside & (x.amin(-1) > 3)].mean()) > 1.3 * float(ratio[inside & (x.amax(-1) < -3)].mean())
+
+
+def test_a_slice_that_lies_wrong_makes_its_place_unsure() -> None:
+    case = Slices.toy()
+    found = Found.at(np.tile(np.eye(4), (len(case.slices), 1, 1)))
+    bad = next(n for n, s in enumerate(case.slices) if s.stack == 0 and s.order == 3)
+    poses = found.poses.copy()
+    poses[bad, :3, 3] += [4.0, 4.0, 0.0]  # in its plane
+    right, wrong = (uncertainty(case, f, Run(seed=0)).data[0] for f in (found, replace(found, poses=poses)))
+    z = case.grid.points()[..., 2] - float(case.slices[bad].image.grid.affine[2, 3])
+    near, far = z.abs() < 2, z.abs() > 6
+    assert float((wrong / right)[near].mean()) > 1.1 * float((wrong / right)[far].mean())

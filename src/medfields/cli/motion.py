@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..fields import Field
     from ..report.run_folder import RunFolder
     from ..solve import Method
-    from ..space import Volume
+    from ..space import Grid, Volume
 
 TASK = "motion"
 UNLIKE = 0.5  # a stack whose slices are no more alike the subject than this, as told by their median, does not belong to it
@@ -55,6 +56,10 @@ class Asked:
     """Slice thickness in mm, one for all or one for each stack; default: the header's, else the slice distance."""
     slices: Annotated[str, tyro.conf.arg(metavar="FOLDER", help_behavior_hint=QUIET)] = ""
     """Where the slices go, each with its pose in its header; default: beside the output, ending in "_slices"."""
+    preview: bool = False
+    """Write coarse volumes beside the output, ending in "_preview.nii.gz", as soon as there is one; better ones take its place."""
+    uncertainty: bool = True
+    """Also tell one standard deviation of every voxel, beside the output, ending in "_uncertainty.nii.gz"."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,10 @@ def motion(words: list[str]) -> None:
     """Run the command; `words` are what follows its name, without --motion."""
     options, method = parse(words)
     outputs = Outputs.of(options.output, options.run, "brain.nii.gz")
+    from ..io import write_volume
     from ..solve import Run, Terminal
+    from ..solve.plane_doubt import uncertainty
+    from ..solve.settle import told
     from .motion_input import inputs_of
     from .work import require_memory, use_threads
 
@@ -79,22 +87,27 @@ def motion(words: list[str]) -> None:
     for text in given.notes:
         print(f"medfields: note: {text}", file=sys.stderr)
     with Run(outputs.run, seed=options.seed, device=options.device, seconds=options.seconds, listeners=[Terminal()],
-             config=resolved(options, method), data=case.fingerprint()) as run:
+             config=resolved(options, method), data=case.fingerprint(), shown=_shown(options, outputs, case.grid)) as run:
         result = method.solve(case, run)
         found = run.notes["motion"]
         _refuse(case, found)
         volume = task.as_volume(result, case.grid)
+        doubt = uncertainty(case, told(found), run) if options.uncertainty else None
         whole = task.as_field(result, volume)
         whole.grid, whole.about = case.grid, {**whole.about, **task.about(options, method, run, profile=options.profile)}
         _write(options, outputs, case, found, volume, whole)
         path = outputs.volumes()[0]
-        summary = run.finish(outputs=[absolute(str(path))], read=given.notes)
+        if doubt is not None:
+            write_volume(doubt, _beside(outputs, "uncertainty"))
+        written = [path] if doubt is None else [path, _beside(outputs, "uncertainty")]
+        summary = run.finish(outputs=[absolute(str(p)) for p in written], read=given.notes)
     from ..report.motion import motion_page
 
-    page = motion_page(case, volume, outputs.run, found, notes=given.notes)
+    page = motion_page(case, volume, outputs.run, found, doubt=doubt, notes=given.notes)
     query = f"any spacing: medfields query {outputs.field} --spacing 0.5 -o fine.nii.gz"
     rows = [(str(path), task.size_of(case.grid)), (str(outputs.field), query),
-            (f"{_folder(options, outputs)}/", "the slices, each with its pose in its header, and slices.csv"), (str(page), "open it in a browser")]
+            (f"{_folder(options, outputs)}/", "the slices, each with its pose in its header, and slices.csv"),
+            *([(str(_beside(outputs, "uncertainty")), "one standard deviation")] if doubt is not None else []), (str(page), "open it in a browser")]
     task.summarise(rows, plugins.find(options.method).name, summary["notes"], time.monotonic() - begun)
     print("\n".join(said(case, found)))
 
@@ -107,7 +120,8 @@ def parse(words: list[str]) -> tuple[Options, Method]:
 def resolved(options: Options, method: Method) -> dict[str, Any]:
     """Everything the result depends on, as plain values: giving it to --config does the same again."""
     files = {name: [absolute(p) for p in getattr(options, name)] for name in ("stacks", "masks")}
-    return {k: v for k, v in task.resolved(TASK, options, method, **files, like=absolute(options.like)).items() if k != "slices"}
+    aside = ("slices", "preview", "uncertainty")  # beside the result
+    return {k: v for k, v in task.resolved(TASK, options, method, **files, like=absolute(options.like)).items() if k not in aside}
 
 
 def again(folder: Path, facts: RunFolder) -> Path:
@@ -118,7 +132,9 @@ def again(folder: Path, facts: RunFolder) -> Path:
 
     options, _ = parse(["--config", str(folder / "config.toml")])
     given = inputs_of(options)
-    return motion_page(given.case, read_volume(facts.summary["outputs"][0]), folder, facts.summary["notes"]["motion"], notes=given.notes)
+    first, *rest = facts.summary["outputs"]
+    doubt = read_volume(rest[0]) if rest else None
+    return motion_page(given.case, read_volume(first), folder, facts.summary["notes"]["motion"], doubt=doubt, notes=given.notes)
 
 
 def said(case: Slices, found: dict[str, Any]) -> list[str]:
@@ -145,6 +161,25 @@ def _refuse(case: Slices, found: dict[str, Any]) -> None:
         raise NotAligned(f"{100 * lost:.0f} % of the slices are unlike the volume (correlation below {UNLIKE:g})", hint)
 
 
+def _beside(outputs: Outputs, what: str) -> Path:
+    return outputs.folder / f"{outputs.stem}_{what}.nii.gz"
+
+
+def _shown(options: Options, outputs: Outputs, grid: Grid) -> Callable[[str, Volume], None] | None:
+    """Writes what there is on the way, on the grid of the result."""
+    if not options.preview:
+        return None
+    from ..io import write_volume
+
+    path = _beside(outputs, "preview")
+
+    def show(name: str, volume: Volume) -> None:
+        write_volume(volume.on(grid), path)
+        print(f"medfields: {path} shows the subject after '{name}'", file=sys.stderr)
+
+    return show
+
+
 def _folder(options: Options, outputs: Outputs) -> Path:
     return Path(options.slices) if options.slices else outputs.folder / f"{outputs.stem}_slices"
 
@@ -155,7 +190,8 @@ def _check(options: Options, outputs: Outputs) -> None:
     from .work import spare
 
     images, folder = outputs.volumes(), _folder(options, outputs)
-    spare((*images, outputs.field), (*options.stacks, *options.masks, options.like))
+    asked = [_beside(outputs, name) for name in ("uncertainty", "preview") if getattr(options, name)]
+    spare((*images, outputs.field, *asked), (*options.stacks, *options.masks, options.like))
     if any(Path(p).resolve() == folder.resolve() for p in options.stacks):
         raise OutputError(f"{folder} is read by this command and would be overwritten", "choose another folder with --slices")
     for path in images:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ..cases import Slices
 from ..errors import InputError
+from ..io import read_volume
 from ..solve.motion import LIKENESS, Found, Level, placed
+from ..solve.record import STAGES
+from ..solve.settle import told
 from ..space import Volume
-from ..space.rigid import maps_of
 from . import pictures
 from .page import Compare, Figure, Page, Picture, duration, number, write_report
 from .run_folder import RunFolder
@@ -33,6 +35,10 @@ SLICES = ("Acquired, what the slice would measure of the result where it was fou
 MOVED = ("Of each slice in the order of its stack: its turn about the axes of the world and its shift along them, both about the middle of the "
          "result; and its correlation with what the volume shows in its place. Dots mark slices that were left out: where they lie is not believed, "
          "so only their order is shown.")
+STEPS = ("Whole stacks are laid on one another first, then every slice for itself, coarse to fine; each picture is the subject as it was rebuilt "
+         "for that, with little regard to noise.")
+DOUBT = ("One standard deviation, black for none and white for {top} {unit} and more: from what the slices leave over, where few slices look, and "
+         "from how rough the subject is.")
 TURNS, SHIFTS = ("turn x", "turn y", "turn z"), ("shift x", "shift y", "shift z")
 LOST, LIMIT = "left out", "limit"
 SHOWN = 4  # left-out slices of each stack that are shown
@@ -87,7 +93,8 @@ class _Seen:
         return f"worth nothing, at a correlation of {alike:.2f}"
 
 
-def motion_page(case: Slices, result: Volume, folder: Path, motion: Mapping[str, Any], *, notes: Sequence[str] = ()) -> Path:
+def motion_page(case: Slices, result: Volume, folder: Path, motion: Mapping[str, Any], *, doubt: Volume | None = None,
+                notes: Sequence[str] = ()) -> Path:
     """Write `report.html` into the run folder.
 
     Args:
@@ -95,6 +102,7 @@ def motion_page(case: Slices, result: Volume, folder: Path, motion: Mapping[str,
         result: the subject, one channel.
         folder: of the run; configuration, versions, times and curves are read from there.
         motion: what the method noted of the motion, see `solve.settle.noted`.
+        doubt: one standard deviation of the result, see `solve.plane_doubt`.
         notes: what was understood, assumed or doubted when the files were read.
 
     Raises:
@@ -104,7 +112,7 @@ def motion_page(case: Slices, result: Volume, folder: Path, motion: Mapping[str,
     """
     facts, seen = RunFolder.read(folder), _seen(case, result, motion)
     tables = facts.tables()
-    told = {name: text for name, text in tables.pop("Found during the run", {}).items() if name != "motion"}  # hundreds of numbers, drawn above
+    facts_told = {name: text for name, text in tables.pop("Found during the run", {}).items() if name != "motion"}  # its numbers are drawn above
     lost = {f"{name}, slice {case.slices[n].order}": seen.reason(n) for name, own in seen.stacks().items() for n in own.tolist() if seen.lost[n]}
     page = Page(
         title=f"One volume from {len(case.slices)} slices that moved",
@@ -113,7 +121,7 @@ def motion_page(case: Slices, result: Volume, folder: Path, motion: Mapping[str,
         tiles=_tiles(seen, facts.seconds),
         compare=_compare(seen),
         compare_caption=COMPARED,
-        figures=[_planes(seen), *_slices(seen), _motion(seen)],
+        figures=[_planes(seen), *_stages(seen, folder / STAGES), *_doubts(seen, doubt), *_slices(seen), _motion(seen)],
         charts=facts.charts(),
         card=facts.card(),
         config=facts.config,
@@ -121,7 +129,7 @@ def motion_page(case: Slices, result: Volume, folder: Path, motion: Mapping[str,
             **({"Slices that were left out": lost} if lost else {}),
             "Stacks": {name: _stack(seen, own) for name, own in seen.stacks().items()},
             **({"Noted when it was read": {str(n + 1): text for n, text in enumerate(notes)}} if notes else {}),
-            **({"Found during the run": told} if told else {}),
+            **({"Found during the run": facts_told} if facts_told else {}),
             **tables,
         },
     )
@@ -132,7 +140,7 @@ def _seen(case: Slices, result: Volume, motion: Mapping[str, Any]) -> _Seen:
     six = np.array(motion["poses"], dtype=float)
     if len(six) != len(case.slices):
         raise InputError(f"the run tells the motion of {len(six)} slices, and there are {len(case.slices)}", "were files or masks changed since?")
-    found = Found(maps_of(six, np.array(motion["about"])), *(np.array(motion[name], dtype=float) for name in ("gain", "worth", "likeness")))
+    found = told(motion)
     before = compounded(case, result)
     level = Level(case, before.grid, *case.level())
     alike = level.likeness(level.operator(np.tile(np.eye(4), (len(six), 1, 1))).apply(before.data[0]))
@@ -215,6 +223,27 @@ def _planes(seen: _Seen) -> Figure:
         first, last = (_picture(pictures.read_plane(v, p), p, window, what) for v, what in ((seen.before, BEFORE), (seen.result, AFTER)))
         rows.append((p.name, [first, *blocks, last]))
     return Figure("Three planes", PLANES, ["before", *(f"{name}, as acquired" for name in seen.stacks()), "after"], rows)
+
+
+def _stages(seen: _Seen, folder: Path) -> list[Figure]:
+    """The subject as it was rebuilt on the way."""
+    kept = {path.name.removesuffix(".nii.gz").partition("-")[2]: read_volume(path) for path in sorted(folder.glob("*.nii.gz"))}
+    if not kept:
+        return []
+    window, shown = pictures.window(seen.result), {**kept, AFTER: seen.result}
+    rows = [(p.name, [_picture(pictures.read_plane(v, p), p, window, name) for name, v in shown.items()]) for p in _cuts(seen.result)]
+    return [Figure("Stage by stage", STEPS, list(shown), rows)]
+
+
+def _doubts(seen: _Seen, doubt: Volume | None) -> list[Figure]:
+    """Where the result is sure of itself and where it is not."""
+    if doubt is None:
+        return []
+    top = float(np.quantile(doubt.data.numpy(), 0.99)) or 1.0
+    pairs = (("result", seen.result, pictures.window(seen.result)), ("standard deviation", doubt, (0.0, top)))
+    rows = [(p.name, [_picture(pictures.read_plane(v, p), p, window, name) for name, v, window in pairs]) for p in _cuts(seen.result)]
+    caption = DOUBT.format(top=number(top), unit=seen.case.unit or "of the image intensity")
+    return [Figure("How sure it is", caption, [name for name, *_ in pairs], rows)]
 
 
 def acquired(case: Slices, own: Int[np.ndarray, "M"], x: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..cases.slices import Slices
 from ..operators.planes import PlaneOperator
-from ..space import Grid
+from ..space import Grid, Volume
 from .linear import conjugate_gradients, gradient, gradient_adjoint
 
 Poses = Float[np.ndarray, "N 4 4"]
@@ -173,6 +173,11 @@ class Alternation(Estimate):
         self.poses, self.damping = torch.from_numpy(poses), torch.from_numpy(damping)
         self.gain = torch.from_numpy(gain / np.median(gain))
         self.change = float(np.median(moved(level.case, before, poses)))
+
+    def subject(self) -> Volume:
+        """As it was last rebuilt."""
+        level = self.level
+        return Volume(level.offset + level.scale * self.c.cpu(), level.lattice, level.case.unit)
 
     def judged(self) -> Found:
         """How the slices lie; those that are unlike what is in their place are worth nothing."""

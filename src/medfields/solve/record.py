@@ -19,6 +19,8 @@ from ..errors import FileError
 from ..io.atomic import atomic
 from ..kernels import mlp
 
+STAGES = "stages"  # folder of the volumes on the way to a result
+
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and machine, for the report and for anyone who wants to repeat the run."""

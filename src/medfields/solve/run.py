@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import InputError, OutputError
+from ..io import write_volume
 from ..kernels import mlp
+from ..space import Volume
 from . import checkpoint, record
 from .events import JsonLines, Listener
 from .fit import Fit, Optimiser, make_optimiser, naming_memory, training_only
@@ -49,6 +51,7 @@ class Run:
         config: resolved hyper-parameters, kept in config.toml and part of every stage's fingerprint.
         data: identity of the input files, part of every stage's fingerprint.
         checkpoint_seconds: time between checkpoints of a running stage; 0 is after every step.
+        shown: is handed the volumes on the way to the result, with their names.
 
     Raises:
         InputError: for an unknown device or a budget that is not positive.
@@ -57,11 +60,11 @@ class Run:
 
     def __init__(self, folder: str | Path | None = None, *, seed: int = 0, device: str = "auto", seconds: float | None = None,
                  listeners: Sequence[Listener] = (), resume: bool = True, config: Mapping[str, Any] | None = None, data: str = "",
-                 checkpoint_seconds: float = 10.0):
+                 checkpoint_seconds: float = 10.0, shown: Callable[[str, Volume], None] | None = None):
         if seconds is not None and not seconds > 0:
             raise InputError(f"a budget must be more than 0 seconds, got {seconds:g}")
         self.folder = None if folder is None else Path(folder)
-        self.seed, self.seconds, self.checkpoint_seconds = seed, seconds, checkpoint_seconds
+        self.seed, self.seconds, self.checkpoint_seconds, self.shown = seed, seconds, checkpoint_seconds, shown
         self.device = _device(device)
         self.listeners = list(listeners)
         self.generators: dict[str, torch.Generator] = {}
@@ -190,6 +193,16 @@ class Run:
         facts = {key: value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else value for key, value in facts.items()}
         self.notes |= facts
         self._tell(facts)
+
+    def keep(self, name: str, volume: Volume) -> None:
+        """A volume on the way to the result, for the report and for who cannot wait: NN-name.nii.gz below `record.STAGES` in the folder.
+
+        NN is the number of the stage that it came out of.
+        """
+        if self.folder is not None:
+            write_volume(volume, self.folder / record.STAGES / f"{self._number:02d}-{name}.nii.gz")
+        if self.shown is not None:
+            self.shown(name, volume)
 
     def finish(self, **facts: Any) -> dict[str, Any]:
         """End the run: write summary.json and let the listeners go. Returns the summary: stages, notes, seconds."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 
 from ..cases.slices import Slices
-from ..space.rigid import six
+from ..space.rigid import maps_of, six
 from .motion import LIKENESS, Alternation, Found, Level, Poses, laid, placed, rebuilt
 from .run import Run
 
@@ -41,6 +42,7 @@ def settled(case: Slices, run: Run, *, levels: Sequence[float] = (1.0, 0.6, 0.4)
             if n < len(mm) - 1 and step in (steps // 2, steps - 1):
                 chance(state, np.random.default_rng((n, step)))
             run.report(moved_mm=state.change)
+        run.keep(f"poses at {spacing:.1f} mm", state.subject())
         found = state.judged() if n == len(mm) - 1 else state.found()
     return found
 
@@ -69,6 +71,7 @@ def aligned(case: Slices, run: Run, mm: float, smooth: float = 0.05) -> Poses:
     for _ in run.steps(3, "stacks together", state):
         state.step()
         run.report(moved_mm=state.change)
+    run.keep("stacks", state.subject())
     return state.found().poses
 
 
@@ -146,3 +149,9 @@ def noted(run: Run, case: Slices, found: Found) -> None:
     """What a method says of the motion: the pose of each slice about the middle of them all, and how far it is believed."""
     run.note(motion={"about": case.middle.tolist(), "poses": six(found.poses, case.middle).tolist(), "gain": found.gain.tolist(),
                      "worth": found.worth.tolist(), "likeness": found.likeness.tolist()})
+
+
+def told(motion: Mapping[str, Any]) -> Found:
+    """What `noted` wrote, read back."""
+    worth = (np.array(motion[name], dtype=float) for name in ("gain", "worth", "likeness"))
+    return Found(maps_of(np.array(motion["poses"], dtype=float), np.array(motion["about"], dtype=float)), *worth)
