@@ -84,9 +84,8 @@ class Sweep:
         return at, plane, self.frames[:, self.mask].flatten()
 
     def samples(self) -> Samples:
-        """All pixels that count: where they lie, and their grey values. Sweeps weigh the same whatever their grey values: weight = 1 / scale^2."""
-        value = self.frames[:, self.mask].reshape(-1, 1)
-        return Samples(torch.cat([self.points(f) for f in range(len(self.frames))]), value, torch.full((len(value),), self.level()[1] ** -2))
+        """All pixels that count: where they lie, and their grey values."""
+        return Samples(torch.cat([self.points(f) for f in range(len(self.frames))]), self.frames[:, self.mask].reshape(-1, 1))
 
     @torch.no_grad()
     def resliced(self, result: Callable[[Tensor], Tensor], frame: int) -> Float[Tensor, "P"]:
