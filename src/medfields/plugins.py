@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FOLDERS = ("methods", "classical")
 GROUP = "medfields.methods"
 # The method that a task runs when nobody names one.
-DEFAULT = {"superres": "own-slices", "motion": "moved-slices", "ct": "pnp", "register": "fluid", "ultrasound": "us-field"}
+DEFAULT = {"superres": "own-slices", "motion": "moved-slices", "ct": "pnp", "register": "fluid", "ultrasound": "compounding"}
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,29 @@ def test_writes_volume_field_and_report(medfields, sweep: Path, tmp_path: Path) 
         assert word in page
     for word in ("v.nii.gz", "v.field", "nearest:", "1 x 1 x 1 mm"):
         assert word in said.out
-    assert "the result lies in the frame 'Reference' of the tracking" in said.err
+    assert "the result lies in the frame 'Reference' of the tracking" in said.err and "are set to 0" in said.err
 
 
 def test_the_default_method_runs(medfields, sweep: Path) -> None:
-    said = medfields(*GIVEN, "-o", "v.nii.gz", "--steps", 5)
+    said = medfields(*GIVEN, "-o", "v.nii.gz")
     assert said.code == 0, said.err
-    assert "us-field:" in said.out and torch.isfinite(read_volume("v.nii.gz").data).all()
+    assert "compounding:" in said.out and torch.isfinite(read_volume("v.nii.gz").data).all()
+
+
+def test_a_field_is_0_where_no_frame_reached_in_the_volume_alone(medfields, sweep: Path) -> None:
+    grid = Grid.from_spacing((30, 30, 30), 2.0, (np.array([-1.0, -1.0, 1.0]) * places().reshape(-1, 3).mean(0) - 29).tolist())
+    write_volume(Volume(np.zeros(grid.shape), grid), "g.nii.gz")
+    said = medfields(*GIVEN, "-o", "v.nii.gz", "--like", "g.nii.gz", "--method", "us-field", "--steps", 5)
+    assert said.code == 0, said.err
+    volume, field = read_volume("v.nii.gz"), read_field("v.field")
+    reach = field.about["reach_mm"]
+    x = grid.points().numpy().reshape(-1, 3)
+    away = np.full(len(x), np.inf)
+    for pixel in np.array([-1.0, -1.0, 1.0]) * places()[:, ::3, ::3].reshape(-1, 3):
+        away = np.minimum(away, np.linalg.norm(x - pixel, axis=1))
+    values, free = volume.data.numpy().ravel(), field.on(grid).volume().data.numpy().ravel()
+    assert (values[away > reach + 3.5] == 0).all() and (away > reach + 3.5).mean() > 0.5 and (free[away > reach + 3.5] != 0).mean() > 0.9
+    assert np.allclose(values[away < reach / 2], free[away < reach / 2], atol=1e-2)
 
 
 def test_the_resolved_configuration_does_the_same_again_and_the_report_too(medfields, sweep: Path, tmp_path: Path) -> None:

@@ -61,11 +61,11 @@ def test_sizes_are_those_of_the_file_and_of_the_voxels(scan: Path) -> None:
 
 
 def test_a_run_gives_a_whole_row(scan: Path) -> None:
-    row = json.loads(json.dumps(bench.run_here(bench.Job("ultrasound", "toy", "compounding", "width 0.75 mm", 0, str(scan)))))
+    row = json.loads(json.dumps(bench.run_here(bench.Job("ultrasound", "toy", "compounding", "frames alone", 0, str(scan)))))
     assert 20 < row["psnr"] < 80 and row["ncc"] > 0.9 and row["share"] == 1 and row["fidelity"] == "classical"
     assert results.is_current("ultrasound", row) and not results.is_current("ultrasound", {**row, "scan": "another"})
-    assert "| **compounding (width 0.75 mm)** *classical* |" not in results.section("ultrasound", [row])
-    assert "compounding (width 0.75 mm) *classical*" in results.section("ultrasound", [row])
+    assert "| **compounding (frames alone)** *classical* |" not in results.section("ultrasound", [row])
+    assert "compounding (frames alone) *classical*" in results.section("ultrasound", [row])
 
 
 def test_every_method_of_the_kind_takes_part_once() -> None:
@@ -80,10 +80,10 @@ def test_requirements_judge_the_rows() -> None:
     def row(method: str, psnr: float, variant: str = "", share: float = 1.0) -> dict[str, object]:
         return {"task": "spine", "method": method, "variant": variant, "psnr": psnr, "share": share, "fidelity": plugins.find(method).fidelity}
 
-    rows = [row("us-field", 25.0, share=0.04), row("nearest", 23.0), row("compounding", 23.9), row("compounding", 24.0, "width 0.5 mm")]
+    rows = [row("us-field", 25.0, share=0.04), row("nearest", 23.0), row("compounding", 24.9), row("compounding", 23.4, "frames alone")]
     told = {line[0]: line[1:] for line in asked_ultrasound.requirements(rows)}  # type: ignore[arg-type]
-    assert told["us-field over the best compounding, compounding width 0.5 mm, `spine`"] == [">= +1.5 dB", "+1.00 dB", "**no**"]
+    assert told["us-field over compounding of frames alone, `spine`"] == [">= +1.5 dB", "+1.60 dB", "yes"]
+    assert told["us-field over the best classical, compounding, `spine`"] == [">= +0 dB", "+0.10 dB", "yes"]
     assert told["us-field over nearest, `spine`"] == [">= +1.5 dB", "+2.00 dB", "yes"]
-    assert told["us-field over compounding, `spine`"] == [">= +0 dB", "+1.10 dB", "yes"]
     assert told["file of us-field, of the voxels, `spine`"] == ["<= 25 %", "4.0 %", "yes"]
     assert told["us-field over nearest, `nwire`"] == [">= +1.5 dB", "not measured", "**no**"]

@@ -13,6 +13,7 @@ from medfields import plugins
 from medfields.cases import Sweep
 from medfields.classical.nearest import bridged
 from medfields.errors import FileError, GeometryError, InputError
+from medfields.fields import MLP, GridEncoding
 from medfields.io import read_volume
 from medfields.io.sweep import read_calibration, read_sweep
 from medfields.solve import Run
@@ -222,9 +223,9 @@ def test_holes_are_bridged_along_the_shortest_stick_only() -> None:
 
 
 def test_the_width_is_chosen_by_frames_that_are_left_out() -> None:
-    """Sparse smooth frames want a wide kernel; a single width is taken as it is."""
+    """Sparse smooth frames alone want a wide kernel; a single width is taken as it is."""
     run, case = Run(), Sweep.toy(0)
-    plugins.load("compounding")(sigmas=(0.1, 1.0, 8.0), every=3).solve(case, run)
+    plugins.load("compounding")(sigmas=(0.1, 1.0, 8.0), every=3, between=0.0).solve(case, run)
     assert run.notes["sigma_mm"] == 1.0
     plugins.load("compounding")(sigmas=(8.0,)).solve(case, run)
     assert run.notes["sigma_mm"] == 8.0
@@ -232,26 +233,51 @@ def test_the_width_is_chosen_by_frames_that_are_left_out() -> None:
         plugins.load("compounding")(sigmas=(0.0,))
 
 
-def test_samples_are_the_counted_pixels_and_the_misfit_is_theirs() -> None:
+def test_the_misfit_is_of_counted_pixels_alone() -> None:
     case = Sweep.toy(0)
-    samples, count = case.samples(), int(case.mask.sum())
-    assert torch.equal(samples.at[count : 2 * count], case.points(1)) and torch.equal(samples.value[count : 2 * count, 0], case.frames[1][case.mask])
     assert case.misfit(lambda x: torch.zeros(len(x), 1)) == pytest.approx(float(case.frames[:, case.mask].square().mean()), rel=1e-4)
 
 
-def test_the_detail_of_the_field_is_chosen_by_frames_that_are_left_out() -> None:
-    """A network that can only wiggle between the frames loses to one that cannot."""
-    run, method = Run(), plugins.load("us-field")
-    tiny = {**method.tiny, "trial": 60, "steps": 5, "samples": 1024, "lr": 2e-3}
-    method(**{**tiny, "gains": (200.0, 4.0)}).solve(Sweep.toy(0), run)
-    assert run.notes["gain"] == 4.0 and len(run.stages) == 3
-    with pytest.raises(InputError, match="gains must be positive"):
-        method(gains=())
+def test_gaps_are_filled_along_straight_lines_and_jumps_are_not() -> None:
+    case = Sweep.toy(0)
+    far = case.affines.copy()
+    far[5:, 1, 3] += 30
+    case = Sweep(case.frames, far, case.mask, case.grid)
+    at, filled = case.path(0.3), case.filled(0.3)
+    assert set(range(9)) <= set(at.tolist()) and not ((at > 4) & (at < 5)).any() and len(filled.frames) == len(at) > 40
+    apart = np.linalg.norm(np.diff(filled.outlines(), axis=0), axis=2).max(1)
+    assert (apart > 0.3 + 1e-9).sum() == 1  # the jump
+    n = int(np.argmin(np.abs(at - 2.5)))
+    share = at[n] - 2
+    assert 0 < share < 1 and torch.allclose(filled.frames[n], torch.lerp(case.frames[2], case.frames[3], float(share)), atol=1e-3)
+    assert np.allclose(filled.affines[n], (1 - share) * far[2] + share * far[3])
+    assert np.array_equal(case.path(0), np.arange(9)) and torch.equal(case.only([4]).filled(0.3).frames, case.frames[[4]])
+
+
+def test_voxels_are_reached_within_half_the_widest_gap_and_a_voxel() -> None:
+    case = Sweep.toy(0)
+    one = case.only([4])
+    assert one.reach() == 1.0 and 2 * (case.reach() - 1) == pytest.approx(np.linalg.norm(np.diff(case.outlines(), axis=0), axis=2).max())
+    x = case.grid.points().numpy().reshape(-1, 3)
+    nearest = np.linalg.norm(x[:, None] - one.points(0).numpy(), axis=2).min(1)
+    reached = one.reached().ravel()
+    assert reached[nearest < 0.3].all() and not reached[nearest > 1.9].any() and 0.05 < reached.mean() < 0.5
+    beside = Sweep(case.frames, case.affines + np.array([[0, 0, 0, 500.0]] + 3 * [4 * [0.0]]), case.mask, case.grid)
+    assert not beside.reached().any()
+
+
+def test_the_field_is_drawn_straight_between_frames_or_not_at_all(linear: Sweep) -> None:
+    """Of frames that are far apart, one is left out: a fine field knows it from the path, and not from the frames alone."""
+    shown, held = linear.without(5, 4)
+    method = plugins.load("us-field")
+    options = {"net": MLP(GridEncoding(levels=4, finest_mm=0.5, coarsest_mm=4.0, log2_table=14), width=16, depth=1), "steps": 60, "samples": 2048}
+    errors = [held.misfit(method(**options, between=mm).solve(shown, Run(seed=0))) for mm in (0.3, 0.0)]
+    assert errors[0] < 0.7 * errors[1], errors
 
 
 def test_a_field_learns_the_frames_it_is_shown() -> None:
     case = Sweep.toy(0)
-    method = plugins.load("us-field")(**{**plugins.load("us-field").tiny, "gains": (8.0,), "steps": 200, "samples": 1024, "lr": 2e-3})
+    method = plugins.load("us-field")(**{**plugins.load("us-field").tiny, "steps": 200, "samples": 1024, "between": 0.0})
     field = method.solve(case, Run())
     error = torch.cat([field(case.points(n))[:, 0] - case.frames[n][case.mask] for n in range(9)])
     assert error.square().mean() < 0.2 * case.frames[:, case.mask].var()  # speckle alone is 0.12

@@ -7,18 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.ndimage
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import GeometryError, InputError
 from ..io.sweep import TrackedFrames
-from ..space import Box, Grid, Samples
+from ..space import Box, Grid
 from .stacks import percentiles
 
 SPACING = 0.5  # mm of the result's voxels where pixels are smaller than half of it
 MOST_VOXELS = 512**3  # of a lattice that nobody asked for
 READ = 1 << 18  # points in one call of a function
+FARTHEST = 5.0  # mm from its pixels beyond which a sweep says nothing, however far apart its frames are
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +85,6 @@ class Sweep:
         plane = torch.arange(len(self.frames), dtype=torch.int32).repeat_interleave(int(self.mask.sum()))
         return at, plane, self.frames[:, self.mask].flatten()
 
-    def samples(self) -> Samples:
-        """All pixels that count: where they lie, and their grey values."""
-        return Samples(torch.cat([self.points(f) for f in range(len(self.frames))]), self.frames[:, self.mask].reshape(-1, 1))
-
     @torch.no_grad()
     def resliced(self, result: Callable[[Tensor], Tensor], frame: int) -> Float[Tensor, "P"]:
         """What a function of the world shows in the counted pixels of a frame."""
@@ -107,6 +105,31 @@ class Sweep:
         """From each frame to the next: how far the middles of what they show are apart, mm."""
         u, v = self.mask.nonzero().double().mean(0).tolist()
         return np.linalg.norm(np.diff(self.affines @ [u, v, 0, 1], axis=0)[:, :3], axis=1)
+
+    def outlines(self) -> Float[np.ndarray, "F 4 3"]:
+        """The corners of what each frame shows, mm: both ends of the probe's face, then the far side, back to where it began."""
+        at = self.mask.nonzero()
+        (u0, v0), (u1, v1) = at.amin(0).tolist(), at.amax(0).tolist()
+        corners = np.array([[u0, v0, 0, 1], [u1, v0, 0, 1], [u1, v1, 0, 1], [u0, v1, 0, 1]], dtype=float)
+        return np.einsum("fij,cj->fci", self.affines, corners)[..., :3]
+
+    def reach(self) -> float:
+        """How far from its pixels a sweep says something, mm: half of the widest gap between frames and a voxel, and no more than 5."""
+        widest = np.linalg.norm(np.diff(self.outlines(), axis=0), axis=2).max(initial=0.0)
+        return min(float(widest / 2 + self.grid.spacing.max()), FARTHEST)
+
+    def reached(self) -> Bool[np.ndarray, "I J K"]:
+        """Voxels within `reach` of a counted pixel, to half a voxel; the others are no part of what was measured."""
+        reach, spacing = self.reach(), self.grid.spacing
+        rim = np.ceil(reach / spacing).astype(int)  # frames beside the lattice reach into it
+        far = np.ones(self.grid.shape + 2 * rim, dtype=bool)
+        for n in range(len(self.frames)):
+            index = np.floor(self.grid.index(_places(self.mask, self.affines[n])) + 0.5).astype(int) + rim
+            far[tuple(index[((index >= 0) & (index < far.shape)).all(1)].T)] = False
+        inner = tuple(slice(r, r + n) for r, n in zip(rim, self.grid.shape, strict=True))
+        if far.all():
+            return ~far[inner]
+        return scipy.ndimage.distance_transform_edt(far, sampling=spacing)[inner] <= reach
 
     def only(self, kept: Sequence[int] | np.ndarray) -> Sweep:
         """The frames of these numbers, on the same lattice."""
@@ -137,6 +160,22 @@ class Sweep:
         affines[:, :3, 3] += (times - 1) / 2 * (affines[:, :3, 0] + affines[:, :3, 1])
         affines[:, :3, :2] *= times
         return replace(self, frames=(blocks * weight).mean((2, 4)) / share.clamp_min(1e-6), affines=affines, mask=share > 0.5)
+
+    def path(self, step: float) -> Float[np.ndarray, "M"]:
+        """Places along the path of the probe, at most `step` mm apart at every corner of a frame, as numbers of frames: 2.5 is midway between
+        frames 2 and 3. All frames are among them; a gap of more than twice FARTHEST is a jump, with nothing in it. A step of 0 is the frames."""
+        wide = np.linalg.norm(np.diff(self.outlines(), axis=0), axis=2).max(1)
+        parts = np.ones(len(wide), int) if step == 0 else np.where(wide <= 2 * FARTHEST, np.ceil(wide / step), 1).clip(1).astype(int)
+        return np.concatenate([*(n + np.arange(k) / k for n, k in enumerate(parts)), [len(self.frames) - 1.0]])
+
+    def filled(self, step: float) -> Sweep:
+        """With frames at all places of `path`: poses and grey values lie on the straight line from each frame to the next, pixel by pixel."""
+        at = self.path(step)
+        here = at.astype(int)
+        share, after = at - here, self.only(np.minimum(here + 1, len(self.frames) - 1))
+        before, w = self.only(here), torch.as_tensor(share, dtype=torch.float32)[:, None, None]
+        return replace(self, frames=torch.lerp(before.frames, after.frames, w),
+                       affines=before.affines + share[:, None, None] * (after.affines - before.affines))
 
     def fingerprint(self) -> str:
         """A hash of everything a result depends on."""

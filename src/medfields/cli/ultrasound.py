@@ -55,6 +55,8 @@ def ultrasound(words: list[str]) -> None:
     if not options.sweep:
         raise InputError("there is nothing to work on", "medfields ultrasound sweep.igs.mha --calibration config.xml -o volume.nii.gz")
     outputs = Outputs.of(options.output, options.run, "volume.nii.gz") if options.output or not options.check else None
+    import torch
+
     from ..solve import Run, Terminal
     from .work import use_threads
 
@@ -74,9 +76,12 @@ def ultrasound(words: list[str]) -> None:
              config=resolved(options, method), data=case.fingerprint()) as run:
         result = method.solve(case, run)
         volume = task.as_volume(result, case.grid)
+        reached = torch.as_tensor(case.reached(), device=volume.data.device)
+        run.note(voxels_reached=float(reached.float().mean()))
+        volume = volume.with_data(volume.data * reached)  # 0 where no frame reached, whatever the method makes up there
         field = task.as_field(result, volume)
         origin = [{"name": case.name, "sha256": case.fingerprint()}]
-        field.grid, field.about = case.grid, {**field.about, **task.about(options, method, run, inputs=origin)}
+        field.grid, field.about = case.grid, {**field.about, **task.about(options, method, run, inputs=origin, reach_mm=case.reach())}
         from ..io import write_field, write_volume
 
         write_volume(volume, path)
@@ -120,7 +125,7 @@ def case_of(options: Options) -> tuple[Sweep, list[str]]:
     case = Sweep.of(tracked, spacing=options.spacing, grid=read_volume(options.like).grid if options.like else None)
     require_memory(40 * case.grid.size + 24 * case.frames.numel(), f"a grid of {' x '.join(map(str, case.grid.shape))} voxels",
                    "choose a larger --spacing")
-    return case, list(tracked.notes)
+    return case, [*tracked.notes, f"voxels further than {case.reach():.2g} mm from every pixel are set to 0: no frame reached them"]
 
 
 def again(folder: Path, facts: RunFolder) -> Path:

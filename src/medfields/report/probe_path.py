@@ -44,10 +44,7 @@ def turns_of(case: Sweep) -> Float[np.ndarray, "G"]:
 def draw(case: Sweep) -> list[Image.Image]:
     """Three pictures, seen along each axis of the world: green is the first frame, orange the last; each frame's thick side is that at the
     probe, and the line along these sides is the path of the probe's face."""
-    at = case.mask.nonzero()
-    (u0, v0), (u1, v1) = at.amin(0).tolist(), at.amax(0).tolist()
-    corners = np.array([[u0, v0, 0, 1], [u1, v0, 0, 1], [u1, v1, 0, 1], [u0, v1, 0, 1]], dtype=float)
-    outlines = np.einsum("fij,cj->fci", case.affines, corners)[..., :3]
+    outlines = case.outlines()
     ends = np.concatenate([case.grid.corners(), outlines.reshape(-1, 3)])
     scale = 0.86 * WIDTH / float(np.ptp(ends, axis=0).max())
     return [_side(case.grid, outlines, (ends.min(0) + ends.max(0)) / 2, scale, *side) for side in SIDES]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ... import plugins
 from ...cases import Sweep
-from ...fields import Field
+from ...fields import MLP, Field, GridEncoding
 from ...io import write_field
 from ...solve import Method, Run
 from ...space import Volume
@@ -24,14 +24,19 @@ from .. import measure
 from ..families import PLAIN, Ablation
 from ..scans_us import Task, acquire, scan_name, sweeps
 
-__all__ = ["ABLATIONS", "TASKS", "acquire", "configured", "measured", "plan", "scan_name", "score"]
+__all__ = ["ABLATIONS", "ALONE", "TASKS", "acquire", "configured", "measured", "plan", "scan_name", "score"]
 
 _ALL = (
     Task("spine", "spine phantom, 21 frames about 1.6 mm apart", "h_ultrasound/SpinePhantomFreehand.igs.mha"),
     Task("nwire", "wires in water, 97 frames about 0.4 mm apart", "h_ultrasound/NwirePhantomFreehand.igs.mha"),
 )
 TASKS = {task.name: task for task in _ALL}
-ABLATIONS = tuple(Ablation(f"width {s} mm", tuple(TASKS), ("compounding",), {"sigmas": (s,)}) for s in (0.3, 0.5, 0.75, 1.0))
+ALONE = "frames alone"
+_COARSE = MLP(GridEncoding(levels=8, finest_mm=3.0, coarsest_mm=16.0, log2_table=13), width=32, depth=1)
+ABLATIONS = (
+    Ablation(ALONE, tuple(TASKS), ("compounding", "us-field"), {"between": 0.0}),
+    Ablation(f"{ALONE}, cells of 3 mm", tuple(TASKS), ("us-field",), {"between": 0.0, "net": _COARSE}),
+)
 
 
 def configured(method: str, variant: str) -> Method:
