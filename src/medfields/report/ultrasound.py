@@ -22,8 +22,8 @@ PLANES = "Through the middle of what is bright, in the frame of the tracking: x,
 FRAMES = ("A frame as it was recorded, the probe above; the result at the same place; and the difference, blue where the result is too dark, red "
           "where it is too bright. Speckle changes from frame to frame: a result that shows tissue alone leaves it in the difference.")
 PATH = "Outlines of frames, thick at the probe; green is the first, orange the last. The grey box is that of the result."
-# what runs to the right and downwards in `pictures.planes`
-NAMES = {"axial": "across z: x to the left, y down", "coronal": "across y: x to the left, z down", "sagittal": "across x: y to the left, z down"}
+# where the axes of the world point in `pictures.planes`
+NAMES = {"axial": "across z: x to the left, y up", "coronal": "across y: x to the left, z up", "sagittal": "across x: y to the left, z up"}
 
 
 @dataclass(frozen=True)
