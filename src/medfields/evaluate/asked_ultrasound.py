@@ -23,10 +23,10 @@ does not fill the gaps between frames: that is the distance-weighted compounding
 the network: with it the classical method is ahead there, and `us-field` on the wires. With voxels of 0.25 mm `compounding` comes to 27.7 dB on
 the wires and stays at 22.3 on the spine (measured once, beside the bench, as what follows).
 
-The 1.5 dB over frames alone that were asked for were not reached. On the spine they are hardly there: speckle differs from frame to frame, the
-straight line between the two frames beside a held-out one, each blurred by the width that scores best, gave 22.0 dB, and a held-out frame blurred
-by 0.6 mm is only 23.6 dB like itself. On the wires that line gave 28.9 dB on every fourth held-out frame, where `compounding` has 27.9 (28.1 with
-voxels of 0.25 mm): there is something left to find. Classical methods draw no random numbers.
+The 1.5 dB over frames alone that were asked for were not reached. On the spine they are probably not there: speckle differs from frame to frame,
+the straight line between the two frames beside a held-out one, each blurred by the width that scores best, gave 22.0 dB, and a held-out frame is
+25.8 dB like itself blurred by 0.3 mm and 23.6 dB by 0.6 mm, its own speckle included. On the wires that line gave 28.9 dB on every fourth held-
+out frame, where `compounding` has 27.9 (28.1 with voxels of 0.25 mm): there is something left to find. Classical methods draw no random numbers.
 """
 
 
