@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 FOLDERS = ("methods", "classical")
 GROUP = "medfields.methods"
-DEFAULT = {"superres": "own-slices", "motion": "moved-slices", "ct": "pnp", "register": "fluid"}  # the method a task runs when nobody names one
+# The method that a task runs when nobody names one.
+DEFAULT = {"superres": "own-slices", "motion": "moved-slices", "ct": "pnp", "register": "fluid", "ultrasound": "compounding"}
 
 
 @dataclass(frozen=True)

@@ -4,5 +4,6 @@ from .pair import Pair
 from .projections import Projections
 from .slices import Slice, Slices
 from .stacks import Stack, Stacks
+from .sweep import Sweep
 
-__all__ = ["Pair", "Projections", "Slice", "Slices", "Stack", "Stacks"]
+__all__ = ["Pair", "Projections", "Slice", "Slices", "Stack", "Stacks", "Sweep"]

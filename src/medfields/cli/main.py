@@ -17,6 +17,7 @@ TASKS = {
     "motion": ("motion", "motion", "the same of a subject that moved between slices: superres --motion"),
     "ct": ("ct", "ct", "X-ray projections in, a slice or a volume out"),
     "register": ("register", "register", "two images in, the deformation between them out"),
+    "ultrasound": ("ultrasound", "ultrasound", "a tracked freehand sweep in, a volume out"),
 }
 COMMANDS = {
     "apply": ("apply", "apply", "carry an image, points, a mesh or a dose by a warp"),

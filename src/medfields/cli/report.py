@@ -47,6 +47,14 @@ def _motion(folder: Path, facts: RunFolder, truth: str) -> Path:
     return again(folder, facts)
 
 
+def _ultrasound(folder: Path, facts: RunFolder, truth: str) -> Path:
+    from .ultrasound import again
+
+    if truth:
+        raise InputError("a sweep is judged by its frames, not by another volume", "leave --truth out")
+    return again(folder, facts)
+
+
 def _superres(folder: Path, facts: RunFolder, truth: str) -> Path:
     import torch
 
@@ -116,4 +124,4 @@ def _ct_scores(result: Volume, truth: Volume) -> dict[str, float]:
     return {"psnr": psnr(x, t, mask), "nrmse": nrmse(x, t, mask)}
 
 
-PAGES = {"superres": _superres, "motion": _motion, "ct": _ct, "register": _register}
+PAGES = {"superres": _superres, "motion": _motion, "ct": _ct, "register": _register, "ultrasound": _ultrasound}
