@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..space import Volume
 
 TASK = "motion"
+ASIDE = ("slices", "bids", "jobs", "slurm")  # what changes no volume: not part of the resolved configuration
 UNLIKE = 0.5  # a stack whose slices are no more alike the subject than this, as told by their median, does not belong to it
 LOST = 0.5  # share of slices that may be left out
 
@@ -42,9 +43,10 @@ class Asked:
     stacks: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="STACK ...", help_behavior_hint=QUIET)] = ()
     """Two or more stacks of one subject, best in three directions; or one folder of slices, each a NIfTI file whose affine is its pose."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE", help_behavior_hint="(required)")] = ""
-    """The volume to write (.nii.gz, .nii, .nrrd, .mha), or a folder name ending in "/" for a DICOM series."""
+    """The volume to write (.nii.gz, .nii, .nrrd, .mha), or a folder name ending in "/" for a DICOM series; with --bids a folder."""
     masks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MASK ...", help_behavior_hint=QUIET)] = ()
-    """What moved as one, for each stack or for all; default: the BIDS masks beside the stacks, else everything."""
+    """What moved as one, for each stack or for all; default: masks with BIDS names beside the stacks or in
+    derivatives/, else everything."""
     spacing: Annotated[float | None, tyro.conf.arg(metavar="MM", help_behavior_hint=QUIET)] = None
     """mm of the isotropic output voxels; default: the finest in-plane voxel size."""
     like: File = ""
@@ -55,6 +57,13 @@ class Asked:
     """Slice thickness in mm, one for all or one for each stack; default: the header's, else the slice distance."""
     slices: Annotated[str, tyro.conf.arg(metavar="FOLDER", help_behavior_hint=QUIET)] = ""
     """Where the slices go, each with its pose in its header; default: beside the output, ending in "_slices"."""
+    bids: Annotated[str, tyro.conf.arg(metavar="FOLDER", help_behavior_hint=QUIET)] = ""
+    """Instead of stacks: a BIDS folder, or one flat folder of files with BIDS names. Every subject and session with two or more T2w stacks
+    is done, into a BIDS derivative with one table, cohort.csv. Run the same command again to do what is left."""
+    jobs: int = 1
+    """Of --bids: how many at a time, each in a process of its own."""
+    slurm: Annotated[str, tyro.conf.arg(metavar="PARTITION", help_behavior_hint=QUIET)] = ""
+    """Of --bids: one job of Slurm for each, in this partition."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,13 @@ class Options(TaskOptions, Asked):
     """Stacks in which every slice moved on its own in, one sharp volume and the poses of the slices out."""
 
 
-def motion(words: list[str]) -> None:
+def motion(words: list[str]) -> int | None:
     """Run the command; `words` are what follows its name, without --motion."""
     options, method = parse(words)
+    if options.bids:
+        from .motion_cohort import cohort
+
+        return cohort(options, method)
     outputs = Outputs.of(options.output, options.run, "brain.nii.gz")
     from ..solve import Run, Terminal
     from .motion_input import inputs_of
@@ -97,6 +110,7 @@ def motion(words: list[str]) -> None:
             (f"{_folder(options, outputs)}/", "the slices, each with its pose in its header, and slices.csv"), (str(page), "open it in a browser")]
     task.summarise(rows, plugins.find(options.method).name, summary["notes"], time.monotonic() - begun)
     print("\n".join(said(case, found)))
+    return None
 
 
 def parse(words: list[str]) -> tuple[Options, Method]:
@@ -107,7 +121,7 @@ def parse(words: list[str]) -> tuple[Options, Method]:
 def resolved(options: Options, method: Method) -> dict[str, Any]:
     """Everything the result depends on, as plain values: giving it to --config does the same again."""
     files = {name: [absolute(p) for p in getattr(options, name)] for name in ("stacks", "masks")}
-    return {k: v for k, v in task.resolved(TASK, options, method, **files, like=absolute(options.like)).items() if k != "slices"}
+    return {k: v for k, v in task.resolved(TASK, options, method, **files, like=absolute(options.like)).items() if k not in ASIDE}
 
 
 def again(folder: Path, facts: RunFolder) -> Path:

@@ -16,6 +16,7 @@ from ..errors import FileError, GeometryError, InputError
 from ..io import check_finite, read_volume
 from ..io.slices import holds_slices, read_slices
 from ..space import Volume
+from .bids import mask_of
 
 if TYPE_CHECKING:
     from .motion import Options
@@ -24,7 +25,6 @@ FEWEST = 3  # slices of a stack
 THICK, THIN = 3.0, 0.2  # a thickness of more, or less, of the slice distance is doubted
 PARALLEL = 20.0  # degrees between the slice directions of stacks below which they are parallel
 SIZES = 4.0  # ratio of the volumes in two masks above which they show different things
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,16 @@ def _check(stack: Stack, path: Path) -> None:
 
 
 def _masks(options: Options, paths: Sequence[Path], stacks: Sequence[Stack], notes: list[str]) -> list[Volume | None]:
-    """A mask for each stack: those that are named, or lie beside the stack under a BIDS name; None counts everything."""
+    """A mask for each stack: those that are named, or are found by their BIDS names; None counts everything."""
     named: list[Path | None] = [Path(p) for p in options.masks]
     if len(named) not in (0, 1, len(paths)):
         raise InputError(f"{len(named)} masks for {len(paths)} stacks", "give one for all, or one for each in the order of the stacks")
     if not named:
-        named = [mask_beside(p) for p in paths]
-        found = [p.name for p in named if p]
-        if found:
-            notes.append(f"masks found beside the stacks: {', '.join(found)}")
+        named = [mask_of(p) for p in paths]
+        beside = [m.name for p, m in zip(paths, named, strict=True) if m and m.parent == p.parent]
+        derived = [str(m) for p, m in zip(paths, named, strict=True) if m and m.parent != p.parent]
+        for where, found in (("beside the stacks", beside), ("among derivatives", derived)):
+            notes += [f"masks found {where}: {', '.join(found)}"] if found else []
     given = named * len(paths) if len(named) == 1 else named
     masks = [None if p is None else _mask(p, s, notes) for p, s in zip(given, stacks, strict=True)]
     bare = [s.name for s, m in zip(stacks, masks, strict=True) if m is None]
@@ -99,19 +100,6 @@ def _masks(options: Options, paths: Sequence[Path], stacks: Sequence[Stack], not
     elif bare:
         notes.append("no masks: all that the stacks show is taken to have moved as one (--masks says what did)")
     return masks
-
-
-def mask_beside(path: Path) -> Path | None:
-    """The BIDS mask of an image: sub-01_run-1_T2w.nii.gz has sub-01_run-1_T2w_desc-brain_mask.nii.gz or sub-01_run-1_desc-brain_mask.nii.gz."""
-    ending = next((e for e in ENDINGS if path.name.endswith(e)), "")
-    stem = path.name[: len(path.name) - len(ending)]
-    entities = stem.rpartition("_")[0]
-    for start in (stem, entities):
-        for middle in ("_desc-brain_mask", "_mask"):
-            found = path.with_name(f"{start}{middle}{ending}")
-            if start and ending and found.is_file() and found != path:
-                return found
-    return None
 
 
 def _mask(path: Path, stack: Stack, notes: list[str]) -> Volume:

@@ -53,7 +53,7 @@ class Options(TaskOptions, Asked):
     """Thick slices in, one sharp isotropic volume out."""
 
 
-def superres(words: list[str]) -> None:
+def superres(words: list[str]) -> int | None:
     """Run the command; `words` are what follows its name."""
     if moves(words):
         from .motion import motion
@@ -107,6 +107,7 @@ def superres(words: list[str]) -> None:
     query = f"any spacing: medfields query {outputs.field} --spacing 0.5 -o fine.nii.gz"
     rows += [(str(outputs.field), query), (str(page), "open it in a browser")]
     task.summarise(rows, plugins.find(options.method).name, summary["notes"], time.monotonic() - start)
+    return None
 
 
 def moves(words: list[str]) -> bool:
