@@ -51,7 +51,7 @@ def test_pairs_are_registered_summed_up_and_not_done_twice(medfields, table: Pat
     assert (tmp_path / "out/good/warped.field").exists() and (tmp_path / "out/good/warped.run/report.html").exists()
     written = (tmp_path / "out/good/warped.nii.gz").stat().st_mtime_ns
     said = medfields(*words)
-    assert said.code == 1 and "1 of 2 pairs are done already" in said.err and "[2/2] 002: there is no file" in said.err
+    assert said.code == 1 and "1 of 2 pairs done already" in said.err and "[2/2] 002: there is no file" in said.err
     assert (tmp_path / "out/good/warped.nii.gz").stat().st_mtime_ns == written
     assert rows(tmp_path / "out/summary.csv")[0] == good
 

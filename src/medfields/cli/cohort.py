@@ -80,15 +80,16 @@ def finish(jobs: Sequence[Job], engine: Engine, *, of: str, said: Callable[[Row]
     Args:
         jobs: all of them, in the order of the table.
         engine: `here` or `slurm`.
-        of: what they are, in the plural.
+        of: what one of them is called.
         said: a row that succeeded in words.
         table: the .csv file to write.
         columns: its columns, in order.
     """
     rows = {job.name: row for job in jobs if (row := job.row()) is not None}
     left = [job for job in jobs if job.name not in rows]
+    of = of + "s" * (len(jobs) != 1)
     if rows:
-        print(f"{len(rows)} of {len(jobs)} {of} are done already", file=sys.stderr)
+        print(f"{len(rows)} of {len(jobs)} {of} done already", file=sys.stderr)
     for row in engine(left):
         rows[row["name"]] = row
         print(f"[{len(rows)}/{len(jobs)}] {row['name']}: {row.get('error') or said(row)}", file=sys.stderr)

@@ -43,10 +43,9 @@ class Asked:
     stacks: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="STACK ...", help_behavior_hint=QUIET)] = ()
     """Two or more stacks of one subject, best in three directions; or one folder of slices, each a NIfTI file whose affine is its pose."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE", help_behavior_hint="(required)")] = ""
-    """The volume to write (.nii.gz, .nii, .nrrd, .mha), or a folder name ending in "/" for a DICOM series; with --bids a folder."""
+    """The volume to write (.nii.gz, .nii, .nrrd, .mha), or a folder name ending in "/" for a DICOM series; with --bids the folder of results."""
     masks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MASK ...", help_behavior_hint=QUIET)] = ()
-    """What moved as one, for each stack or for all; default: masks with BIDS names beside the stacks or in
-    derivatives/, else everything."""
+    """What moved as one, for each stack or for all; default: BIDS masks beside the stacks or in derivatives/, else everything."""
     spacing: Annotated[float | None, tyro.conf.arg(metavar="MM", help_behavior_hint=QUIET)] = None
     """mm of the isotropic output voxels; default: the finest in-plane voxel size."""
     like: File = ""
@@ -58,8 +57,7 @@ class Asked:
     slices: Annotated[str, tyro.conf.arg(metavar="FOLDER", help_behavior_hint=QUIET)] = ""
     """Where the slices go, each with its pose in its header; default: beside the output, ending in "_slices"."""
     bids: Annotated[str, tyro.conf.arg(metavar="FOLDER", help_behavior_hint=QUIET)] = ""
-    """Instead of stacks: a BIDS folder, or one flat folder of files with BIDS names. Every subject and session with two or more T2w stacks
-    is done, into a BIDS derivative with one table, cohort.csv. Run the same command again to do what is left."""
+    """Instead of stacks: a folder of BIDS names; every subject and session with two or more T2w stacks is done. The same command again goes on."""
     jobs: int = 1
     """Of --bids: how many at a time, each in a process of its own."""
     slurm: Annotated[str, tyro.conf.arg(metavar="PARTITION", help_behavior_hint=QUIET)] = ""

@@ -56,7 +56,7 @@ def cohort(options: Options, method: Method) -> int:
         print(f"medfields: note: {text}", file=sys.stderr)
     jobs = jobs_of(options, method, found)
     _describe(folder)
-    return finish(jobs, engine, of="subjects" if not any(v.session for v in found) else "sessions", said=said,
+    return finish(jobs, engine, of="session" if any(v.session for v in found) else "subject", said=said,
                   table=folder / "cohort.csv", columns=TABLE)
 
 

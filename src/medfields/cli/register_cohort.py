@@ -44,7 +44,7 @@ def cohort(options: Options, method: Method) -> int:
         raise InputError("there is no place for the results", "give a folder: -o results/")
     folder = Path(options.output)
     engine = engine_of(options.jobs, options.slurm, folder)
-    return finish(jobs_of(options, method), engine, of="pairs", said=said, table=folder / "summary.csv", columns=TABLE)
+    return finish(jobs_of(options, method), engine, of="pair", said=said, table=folder / "summary.csv", columns=TABLE)
 
 
 def jobs_of(options: Options, method: Method) -> list[Job]:

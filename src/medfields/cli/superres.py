@@ -45,8 +45,7 @@ class Asked:
     thickness: Annotated[tuple[float, ...], tyro.conf.arg(metavar="MM ...", help_behavior_hint=QUIET)] = ()
     """Slice thickness in mm, one for all or one for each stack; default: the header's, else the slice distance."""
     motion: bool = False
-    """The subject moved between slices: every slice gets a pose of its own; `medfields superres --motion --help` tells the rest,
-    also how all subjects of a BIDS folder are done."""
+    """The subject moved between slices: every slice gets a pose of its own; `medfields superres --motion --help` tells all, cohorts too."""
 
 
 @dataclass(frozen=True)
