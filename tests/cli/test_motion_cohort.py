@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from medfields.cli import cohort as module
-from medfields.cli.bids import mask_of, visits
+from medfields.cli.bids import mask_beside, visits
 from medfields.cli.motion_cohort import found_in, said
 from medfields.io import read_volume, write_volume
 
@@ -49,11 +49,11 @@ def test_masks_lie_beside_the_stack_or_in_derivatives(tmp_path: Path) -> None:
     for stack in ("sub-01/anat/sub-01_run-1_T2w.nii.gz", "sub-02/ses-1/anat/sub-02_ses-1_run-1_T2w.nii.gz"):
         path = touched(tmp_path, stack) / stack
         touched(tmp_path, f"derivatives/masks/{Path(stack).parent}/{path.name.replace('run-1', 'run-2').replace('T2w', 'desc-brain_mask')}")
-        assert mask_of(path) is None  # that of another run
+        assert mask_beside(path) is None  # that of another run
         derived = f"derivatives/masks/{Path(stack).parent}/{path.name.replace('T2w', 'desc-brain_mask')}"
-        assert mask_of(touched(tmp_path, derived) / stack) == tmp_path / derived
+        assert mask_beside(touched(tmp_path, derived) / stack) == tmp_path / derived
         beside = stack.replace("T2w.nii.gz", "desc-brain_mask.nii.gz")
-        assert mask_of(touched(tmp_path, beside) / stack) == tmp_path / beside
+        assert mask_beside(touched(tmp_path, beside) / stack) == tmp_path / beside
 
 
 @pytest.fixture

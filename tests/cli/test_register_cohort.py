@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medfields.cli.cohort import Job, here, slurm, write_table
+from medfields.cli.cohort import Job, filled, here, slurm
 from medfields.cli.register_cohort import TABLE, found_in, said
 from medfields.io import write_volume
 from medfields.io.landmarks import write_landmarks
@@ -77,7 +77,7 @@ def test_a_job_is_done_only_by_its_own_command(tmp_path: Path) -> None:
     row = next(iter(here(1)([job])))
     assert row["folds_percent"] == 25 and "25 % folded" in said(row) and "error" not in row
     assert job.row() == row and Job("a", tmp_path, ("true",), "two", output, read).row() is None
-    table = rows(write_table([row, {"name": "b", "error": "no, with a comma"}], tmp_path / "summary.csv", TABLE))
+    table = filled([row, {"name": "b", "error": "no, with a comma"}], TABLE)
     assert table[0]["ncc"] == "0.9" and table[0]["tre_mean_mm"] == "" and table[1]["error"] == "no, with a comma"
     output.unlink()
     assert job.row() is None  # the result is gone: it is made again

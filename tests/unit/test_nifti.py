@@ -12,10 +12,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from io_samples import oblique, ramp
 from medfields.errors import FileError, GeometryError, InputError, MedfieldsError, OutputError
-from medfields.io import check_finite, check_not_constant, read_volume, write_volume
+from medfields.io import check_finite, check_not_constant, read_nifti, read_volume, write_nifti, write_volume
 from medfields.space import Grid, Volume
 
 DATA = Path(os.environ.get("MEDFIELDS_DATA", "/work/shared/data"))
@@ -286,3 +287,21 @@ def test_types_that_images_do_not_have(tmp_path: Path, dtype: type) -> None:
     with pytest.raises(InputError, match="images are not written as"):
         write_volume(Volume(np.zeros((3, 3, 3)), Grid.from_spacing((3, 3, 3), 1.0)), tmp_path / "a.nii", dtype=dtype)
     assert not (tmp_path / "a.nii").exists()
+
+
+def test_a_header_is_kept_where_it_can_be(tmp_path: Path) -> None:
+    data, affine = np.arange(24, dtype=np.float32).reshape(4, 3, 2), np.diag([0.001, 0.002, 0.003, 1])  # metres
+    image = nibabel.Nifti2Image(data, affine)
+    image.header.set_xyzt_units("meter")
+    image.set_qform(None, 0)
+    image.set_sform(affine, 3)
+    nibabel.save(image, tmp_path / "metres.nii")
+    nibabel.save(nibabel.Nifti1Image(data[:, :, 0], np.diag([1, 2, 1, 1])), tmp_path / "flat.nii")
+    patched(tmp_path / "flat.nii", 88, "<f", 0.0)  # a thickness that is not stated
+    for name, codes in (("metres.nii", (3, 0)), ("flat.nii", (1, 1))):
+        volume = read_nifti(tmp_path / name)
+        write_nifti(volume.with_data(volume.data + 1), tmp_path / "kept.nii", like=tmp_path / name)
+        again = read_nifti(tmp_path / "kept.nii")
+        header = nibabel.load(tmp_path / "kept.nii").header
+        assert again.grid.same_as(volume.grid, 1e-5) and torch.equal(again.data, volume.data + 1)
+        assert (int(header["sform_code"]), int(header["qform_code"])) == codes

@@ -61,7 +61,7 @@ def visits(root: Path) -> tuple[list[Visit], list[str]]:
     return [visit for visit in made if len(visit.stacks) > 1], notes
 
 
-def mask_of(path: Path) -> Path | None:
+def mask_beside(path: Path) -> Path | None:
     """The mask of an image, beside it or, in a BIDS folder, in `derivatives/*/`: sub-01_run-1_T2w.nii.gz has
     sub-01_run-1_T2w_desc-brain_mask.nii.gz or sub-01_run-1_desc-brain_mask.nii.gz."""
     ending = next((e for e in ENDINGS if path.name.endswith(e)), "")

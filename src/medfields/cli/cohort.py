@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MissingExtra, OutputError
+from .tables import write_table
 
 HOURS = 24  # of a job of Slurm
 Row = dict[str, Any]
@@ -93,9 +93,9 @@ def finish(jobs: Sequence[Job], engine: Engine, *, of: str, said: Callable[[Row]
     for row in engine(left):
         rows[row["name"]] = row
         print(f"[{len(rows)}/{len(jobs)}] {row['name']}: {row.get('error') or said(row)}", file=sys.stderr)
-    path = write_table([rows[job.name] for job in jobs], table, columns)
+    write_table(filled([rows[job.name] for job in jobs], columns), table)
     failed = sum("error" in row for row in rows.values())
-    print(f"{path}  {len(jobs)} {of}{f', {failed} of them failed' if failed else ''}")
+    print(f"{table}  {len(jobs)} {of}{f', {failed} of them failed' if failed else ''}")
     return 1 if failed else 0
 
 
@@ -188,16 +188,6 @@ def slurm(partition: str, logs: Path, cluster: str = "slurm") -> Engine:
     return run
 
 
-def write_table(rows: Sequence[Row], path: Path, columns: Sequence[str]) -> Path:
-    """The rows as one table; what a row does not have stays empty.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    from ..io import atomic
-
-    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(columns)
-        table.writerows([f"{v:.6g}" if isinstance(v := row.get(column, ""), float) else v for column in columns] for row in rows)
-    return path
+def filled(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+    """The rows as a table has them: all with the same columns, and what a row does not have is empty."""
+    return [{column: f"{v:.6g}" if isinstance(v := row.get(column, ""), float) else v for column in columns} for row in rows]

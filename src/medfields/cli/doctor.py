@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import __version__, plugins
 
 EXTRAS = {
-    "SimpleITK": ("io", "NRRD and MetaImage files"),
+    "SimpleITK": ("io", "NRRD and MetaImage files, n4, segment-mask"),
     "pylibjpeg": ("dicom", "compressed DICOM"),
     "skimage": ("bench", "SSIM in the bench"),
 }

@@ -21,6 +21,10 @@ TASKS = {
 COMMANDS = {
     "apply": ("apply", "apply", "carry an image, points, a mesh or a dose by a warp"),
     "query": ("query", "query", "read a .field at another spacing, on another image's grid, or at points"),
+    "assess": ("assess", "assess", "how good stacks of a subject that moved are, before anything is rebuilt"),
+    "segment-mask": ("segment_mask", "segment_mask", "masks for stacks: what is not air, or a known mask carried to the others"),
+    "n4": ("n4", "n4", "images without the slow change of brightness that coils cause"),
+    "slices": ("slices", "slices", "slices simulated from a volume or a field, beside those that were measured"),
     "list": ("inspect", "list_methods", "the methods, with one line each"),
     "show": ("inspect", "show", "the card of a method: paper, needs, deviations, hyper-parameters"),
     "cite": ("inspect", "cite", "what to cite for a method or a finished run"),
@@ -83,7 +87,7 @@ def _run(words: list[str]) -> int:
 
 def _usage() -> str:
     def table(commands: dict[str, tuple[str, str, str]]) -> str:
-        return "\n".join(f"  {name:<10} {text}" for name, (_, _, text) in commands.items())
+        return "\n".join(f"  {name:<12} {text}" for name, (_, _, text) in commands.items())
 
     return f"""medfields {__version__}: medical measurements as continuous functions of world millimetres
 

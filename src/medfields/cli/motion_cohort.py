@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import InputError, OutputError
-from .bids import MADE, Visit, mask_of, visits
+from .bids import MADE, Visit, mask_beside, visits
 from .cohort import Job, Row, engine_of, finish, key_of, share, threads_of
 from .motion import TASK, resolved
 from .task import absolute
@@ -69,7 +69,7 @@ def jobs_of(options: Options, method: Method, found: list[Visit]) -> list[Job]:
     for visit in found:
         stem = folder / visit.folder / f"{visit.name}_{MADE}_T2w"
         output, run = stem.with_name(f"{stem.name}.nii.gz"), stem.with_name(f"{stem.name}.run")
-        masks = [mask for path in visit.stacks if (mask := mask_of(path))]
+        masks = [mask for path in visit.stacks if (mask := mask_beside(path))]
         words = [*(absolute(str(path)) for path in visit.stacks), "-o", str(output), "--config", str(folder / CONFIG)]
         words += ["--device", options.device] if options.device != "auto" else []
         command = (sys.executable, "-m", "medfields", TASK, *words, *threads_of(options.threads, options.jobs, bool(options.slurm)))

@@ -16,7 +16,7 @@ from ..errors import FileError, GeometryError, InputError
 from ..io import check_finite, read_volume
 from ..io.slices import holds_slices, read_slices
 from ..space import Volume
-from .bids import mask_of
+from .bids import mask_beside
 
 if TYPE_CHECKING:
     from .motion import Options
@@ -53,12 +53,26 @@ def inputs_of(options: Options) -> Inputs:
     if len(paths) == 1:
         raise InputError("one stack cannot tell how its slices moved: no other slice crosses them",
                          "give stacks of other directions too; without motion: leave out --motion")
-    stacks = [Stack.read(p, mm) for p, mm in zip(paths, _each(options.thickness, len(paths), "thicknesses"), strict=True)]
-    for stack, path in zip(stacks, paths, strict=True):
-        _check(stack, path)
-    masks = _masks(options, paths, stacks, notes)
+    stacks = stacks_of(paths, options.thickness)
+    masks = masks_of(options.masks, paths, stacks, notes)
     notes += _compared(stacks, masks)
     return Inputs(Slices.of(stacks, masks, spacing=options.spacing, grid=like, profile=options.profile), notes)
+
+
+def stacks_of(paths: Sequence[Path], thickness: Sequence[float] = ()) -> list[Stack]:
+    """Stacks of three slices or more, each as thick as its header says, else as its slices are apart.
+
+    Args:
+        paths: image files or DICOM folders.
+        thickness: mm, one for all or one for each, instead.
+
+    Raises:
+        InputError: for what cannot be a stack, or a number of thicknesses that fits no stacks.
+    """
+    stacks = [Stack.read(p, mm) for p, mm in zip(paths, _each(thickness, len(paths), "thicknesses"), strict=True)]
+    for stack, path in zip(stacks, paths, strict=True):
+        _check(stack, path)
+    return stacks
 
 
 def _each(values: Sequence[float], count: int, what: str) -> list[float | None]:
@@ -79,19 +93,29 @@ def _check(stack: Stack, path: Path) -> None:
                             "which is it? say --thickness MM, or mend the header's spacing")
 
 
-def _masks(options: Options, paths: Sequence[Path], stacks: Sequence[Stack], notes: list[str]) -> list[Volume | None]:
-    """A mask for each stack: those that are named, or are found by their BIDS names; None counts everything."""
-    named: list[Path | None] = [Path(p) for p in options.masks]
+def masks_of(given: Sequence[str], paths: Sequence[Path], stacks: Sequence[Stack], notes: list[str]) -> list[Volume | None]:
+    """A mask for each stack: those that are named, or are found by their BIDS names; None counts everything.
+
+    Args:
+        given: names of masks, one for all or one for each; empty looks for BIDS names.
+        paths: of the stacks.
+        stacks: what they hold.
+        notes: gets what there is to say of the masks.
+
+    Raises:
+        InputError: for a mask that is empty, marks nothing of its stack or is no mask, or another number of them.
+    """
+    named: list[Path | None] = [Path(p) for p in given]
     if len(named) not in (0, 1, len(paths)):
         raise InputError(f"{len(named)} masks for {len(paths)} stacks", "give one for all, or one for each in the order of the stacks")
     if not named:
-        named = [mask_of(p) for p in paths]
+        named = [mask_beside(p) for p in paths]
         beside = [m.name for p, m in zip(paths, named, strict=True) if m and m.parent == p.parent]
         derived = [str(m) for p, m in zip(paths, named, strict=True) if m and m.parent != p.parent]
         for where, found in (("beside the stacks", beside), ("among derivatives", derived)):
             notes += [f"masks found {where}: {', '.join(found)}"] if found else []
-    given = named * len(paths) if len(named) == 1 else named
-    masks = [None if p is None else _mask(p, s, notes) for p, s in zip(given, stacks, strict=True)]
+    each = named * len(paths) if len(named) == 1 else named
+    masks = [None if p is None else mask_of(p, s, notes) for p, s in zip(each, stacks, strict=True)]
     bare = [s.name for s, m in zip(stacks, masks, strict=True) if m is None]
     if bare and len(bare) < len(stacks):
         known = next(m for m in masks if m is not None)
@@ -102,7 +126,8 @@ def _masks(options: Options, paths: Sequence[Path], stacks: Sequence[Stack], not
     return masks
 
 
-def _mask(path: Path, stack: Stack, notes: list[str]) -> Volume:
+def mask_of(path: Path, stack: Stack, notes: list[str]) -> Volume:
+    """The mask of a stack, on any grid; raises and notes as `masks_of`."""
     mask = read_volume(path)
     if float(mask.data.min()) < 0:
         raise InputError(f"the mask {path} holds values down to {float(mask.data.min()):g}: it is an image", "a mask is 1 where the subject is")

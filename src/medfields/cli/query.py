@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
     from ..space import Grid, Volume
 
 Gradient = Literal["magnitude", "vector"]
+Orientation = Literal["axial", "coronal", "sagittal"]
+ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of the world across such slices
+NODES = 32  # of a slice profile: 0.4 mm apart in slices of 5 mm
 
 
 def query(
@@ -29,11 +31,14 @@ def query(
     like: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = "",
     points: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = "",
     gradient: Annotated[Gradient | None, tyro.conf.arg(metavar="{magnitude,vector}", help_behavior_hint="")] = None,
+    thickness: Annotated[float | None, tyro.conf.arg(metavar="MM", help_behavior_hint="")] = None,
+    orientation: Annotated[Orientation | None, tyro.conf.arg(metavar="{axial,coronal,sagittal}", help_behavior_hint="")] = None,
     threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None,
 ) -> None:
     """Read a .field on a grid, or at points.
 
-    Without --spacing, --like and --points the grid is the one the field was made on.
+    Without --spacing, --like and --points the grid is the one the field was made on. With --thickness every voxel is what a slice so thick
+    would measure: the average of the field across the slices under a Gaussian whose full width at half maximum is the thickness.
 
     Args:
         field: a .field file.
@@ -42,12 +47,15 @@ def query(
         like: an image whose grid is used.
         points: a .csv file with the header x,y,z and RAS+ millimetres below.
         gradient: write the gradient per mm instead of the value: its magnitude, or its x, y, z as channels.
+        thickness: mm of the slices to be simulated; with --like they are that image's, with --orientation they lie side by side.
+        orientation: of such slices, along the axes of the field's own grid that are nearest; --spacing is then that of their pixels.
         threads: processor threads; default all.
     """
     from .work import read_any_field, spare, use_threads
 
     if sum(map(bool, (spacing is not None, like, points))) > 1:
         raise InputError("--spacing, --like and --points exclude one another", "give one of them")
+    _check_slices(thickness, orientation, like, points, gradient)
     use_threads(threads)
     function = read_any_field(field)
     if points:
@@ -57,8 +65,10 @@ def query(
 
     spare([Path(output)], [field, like])
     check_image_path(output)
-    grid = _grid(function, spacing, like)
-    volume = evaluate(function, grid, gradient)
+    grid, axis = grid_of(function, spacing, like), 2
+    if thickness is not None:
+        grid, axis = _slices(grid, thickness, orientation) if orientation else (grid, _across(like))
+    volume = evaluate(function, grid, gradient, thickness, axis)
     write_volume(volume, output)
     print(
         f"{output}  {' x '.join(map(str, grid.shape))} voxels of {' x '.join(f'{s:.3g}' for s in grid.spacing)} mm"
@@ -66,8 +76,13 @@ def query(
     )
 
 
-def _grid(field: Field, spacing: float | None, like: str) -> Grid:
-    """Where a field is to be read."""
+def grid_of(field: Field, spacing: float | None = None, like: str = "") -> Grid:
+    """Where a field is to be read: on the grid it was made on, at a spacing in mm, or on an image's grid.
+
+    Raises:
+        InputError: for a field of other than three coordinates, or one without a grid of its own where none is asked for.
+        GeometryError: for a spacing that is not positive.
+    """
     from ..io import read_volume
     from ..space import Grid
 
@@ -87,25 +102,61 @@ def _grid(field: Field, spacing: float | None, like: str) -> Grid:
     return Grid.from_spacing((2, 2, 2), half.tolist(), (field.box.centre - half / 2).tolist()).with_spacing(spacing)
 
 
-def evaluate(field: Field, grid: Grid, gradient: Gradient | None = None) -> Volume:
-    """Values, or gradients per mm, of a field on a grid, in chunks, with a progress bar where it takes a while."""
-    from ..fields import LazyVolume
-    from ..solve import Event, Terminal
-    from .work import Slope, require_memory
+def _check_slices(thickness: float | None, orientation: Orientation | None, like: str, points: str, gradient: Gradient | None) -> None:
+    """Slices are asked for in one way, and of a field's values."""
+    if thickness is None:
+        if orientation is not None:
+            raise InputError("--orientation says how slices lie, but not how thick they are", "give --thickness MM too")
+        return
+    if not 0 < thickness <= 100:
+        raise GeometryError(f"the slice thickness must be in (0, 100] mm, got {thickness:g}")
+    if points or gradient:
+        raise InputError(f"--thickness and {'--points' if points else '--gradient'} exclude one another", "slices are images of the field's values")
+    if bool(like) == (orientation is not None):
+        raise InputError("--thickness needs slices to simulate, stated once", "give --like STACK, or --orientation axial, coronal or sagittal")
 
-    function = field if gradient is None else Slope(field, gradient)
+
+def _across(like: str) -> int:
+    """The axis across the slices of an image, as `superres` would take it."""
+    from ..cases.stacks import slice_axis
+    from ..io import read_volume
+
+    image = read_volume(like)
+    return int(image.about.get("slice_axis", slice_axis(image.grid)))
+
+
+def _slices(grid: Grid, thickness: float, orientation: Orientation) -> tuple[Grid, int]:
+    """Slices side by side in a grid's field of view, and the axis across them, the last one."""
+    import numpy as np
+
+    from ..space import Grid
+
+    across = int(np.abs(grid.directions[ACROSS[orientation]]).argmax())
+    spacing = grid.spacing.copy()
+    spacing[across] = thickness
+    wide, axes = grid.with_spacing(spacing.tolist()), [*(d for d in range(3) if d != across), across]
+    i, j, k = (wide.shape[d] for d in axes)
+    return Grid((i, j, k), wide.affine[:, [*axes, 3]], wide.frame), 2
+
+
+def evaluate(field: Field, grid: Grid, gradient: Gradient | None = None, thickness: float | None = None, axis: int = 2) -> Volume:
+    """Values, or gradients per mm, of a field on a grid, in chunks, with a progress bar where it takes a while.
+
+    Args:
+        field: with three coordinates.
+        grid: where it is read.
+        gradient: per mm, instead of the values.
+        thickness: mm of the slices that measure the field; None reads it at points.
+        axis: of the grid, across the slices.
+    """
+    from ..fields import LazyVolume
+    from .work import Slope, Thick, progress, require_memory
+
+    function = Slope(field, gradient) if gradient else field if thickness is None else Thick(field, grid.normal(axis), thickness, NODES)
     channels = function.channels
     require_memory(4 * channels * grid.size, f"a grid of {' x '.join(map(str, grid.shape))} voxels", "choose a larger --spacing")
-    terminal, start = Terminal(), time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        seconds = time.monotonic() - start
-        terminal.event(Event("query", done, total, seconds, {}, seconds * (total - done) / done, done == total))
-
-    try:
-        return LazyVolume(function, grid, 1 << 18).volume(on_slab=tell)
-    finally:
-        terminal.close()
+    with progress("query") as tell:
+        return LazyVolume(function, grid, 1 << 18 if thickness is None else 1 << 15).volume(on_slab=tell)
 
 
 def _at_points(field: Field, points: Path, output: Path, gradient: Gradient | None) -> None:

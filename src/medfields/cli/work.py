@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,6 +18,7 @@ from .. import plugins
 from ..errors import InputError, OutOfMemory, OutputError, UnknownName
 from ..fields import Field
 from ..io import read_field
+from ..operators.slices import slice_quadrature
 
 
 class Slope(nn.Module):
@@ -31,6 +35,30 @@ class Slope(nn.Module):
         return slope.norm(dim=-1) if self.kind == "magnitude" else slope.flatten(-2)
 
 
+class Thick(nn.Module):
+    """A field as slices measure it: its average across them, under a Gaussian profile.
+
+    Args:
+        field: of three coordinates.
+        normal: unit vector across the slices.
+        thickness: mm, full width at half maximum.
+        nodes: at which the field is read for each voxel.
+    """
+
+    def __init__(self, field: Field, normal: Float[np.ndarray, "3"], thickness: float, nodes: int):
+        super().__init__()
+        z, w = slice_quadrature("gauss", thickness, nodes)
+        self.field, self.channels, self.unit = field, field.channels, field.unit
+        self.steps, self.weights = torch.tensor(z[:, None] * normal, dtype=torch.float32), w.tolist()
+
+    def forward(self, x: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch C"]:
+        # Node after node: all at once would need so many times the memory.
+        total = self.weights[0] * self.field(x + self.steps[0].to(x))
+        for step, weight in zip(self.steps[1:], self.weights[1:], strict=True):
+            total = total + weight * self.field(x + step.to(x))
+        return total
+
+
 def use_threads(n: int | None) -> None:
     """Let torch and the Numba kernels use `n` threads; None leaves them alone."""
     if n is None:
@@ -38,6 +66,23 @@ def use_threads(n: int | None) -> None:
     if not 1 <= n <= 4096:
         raise InputError(f"--threads must be at least 1, got {n}")
     torch.set_num_threads(n)  # the kernels follow torch
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to be told how many steps of how many are done; it shows a bar once two seconds have passed."""
+    from ..solve import Event, Terminal
+
+    terminal, start = Terminal(), time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        seconds = time.monotonic() - start
+        terminal.event(Event(what, done, total, seconds, {}, seconds * (total - done) / done if done else float("nan"), done == total))
+
+    try:
+        yield tell
+    finally:
+        terminal.close()
 
 
 def require_memory(size: int, what: str, hint: str) -> None:

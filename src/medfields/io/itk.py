@@ -42,7 +42,7 @@ def read_itk(path: Path, *, assume_upright: bool = False, channels: bool = False
         InputError: more than three axes, or several values per voxel without `channels`.
         MissingExtra: without SimpleITK.
     """
-    sitk = _sitk("reading NRRD and MetaImage files")
+    sitk = simpleitk("reading NRRD and MetaImage files")
     kind = itk_kind(first_bytes(path))
     if not kind:
         raise FileError(f"{path} has neither a NRRD nor a MetaImage header")
@@ -87,7 +87,7 @@ def write_itk(volume: Volume, path: Path, *, dtype: DTypeLike = np.float32) -> N
         OutputError: if the file cannot be written, or its .raw would overwrite another file's.
         MissingExtra: without SimpleITK.
     """
-    sitk = _sitk("writing NRRD and MetaImage files")
+    sitk = simpleitk("writing NRRD and MetaImage files")
     check_raw(path)
     data = as_dtype(volume.data.detach().cpu().numpy(), dtype)
     many = volume.channels > 1
@@ -105,7 +105,8 @@ def write_itk(volume: Volume, path: Path, *, dtype: DTypeLike = np.float32) -> N
             raise OutputError(f"cannot write {path}: {_reason(error)}", "is there room on the disk?") from error
 
 
-def _sitk(purpose: str) -> ModuleType:
+def simpleitk(purpose: str) -> ModuleType:
+    """The module SimpleITK, which `purpose` needs; raises MissingExtra where it is not installed."""
     try:
         import SimpleITK
     except ImportError as error:

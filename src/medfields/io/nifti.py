@@ -172,10 +172,20 @@ def quiet() -> Iterator[None]:
         log.level = before
 
 
-def write_nifti(volume: Volume, path: Path, *, dtype: DTypeLike = np.float32) -> None:
+_PLACE = ("pixdim", "xyzt_units", "dim_info", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
+          "qoffset_z", "srow_x", "srow_y", "srow_z")  # what a header says of where voxels lie
+
+
+def write_nifti(volume: Volume, path: Path, *, dtype: DTypeLike = np.float32, like: Path | None = None) -> None:
     """Write sform and qform in mm; several channels become a fourth axis. More than 32767 voxels along an axis need NIfTI-2.
 
     A sheared grid goes into the sform only: the qform cannot hold shear, and its code stays 0.
+
+    Args:
+        volume: what is written.
+        path: .nii or .nii.gz.
+        dtype: of the voxels.
+        like: a NIfTI file on the same grid, whose sform, qform, codes and units are taken as they stand.
 
     Raises:
         InputError: if the values do not fit an integer `dtype`.
@@ -191,6 +201,14 @@ def write_nifti(volume: Volume, path: Path, *, dtype: DTypeLike = np.float32) ->
     image.set_qform(affine, code=1)
     if not np.allclose(image.get_qform(), affine, rtol=0, atol=1e-4 * float(volume.grid.spacing.min())):
         image.header["qform_code"] = 0
+    if like is not None:
+        source, _ = read_header(like)
+        if int(source["dim"][0]) >= 3:  # a flat one need not say how thick it is
+            header = image.header.copy()
+            for name in _PLACE:
+                header[name] = source[name]
+            with quiet():
+                image = kind(np.asanyarray(image.dataobj), None, header, dtype=data.dtype.type)  # None: the header says where it lies
     with atomic(path) as temporary:
         nibabel.save(image, temporary)
 

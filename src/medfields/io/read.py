@@ -49,10 +49,17 @@ def read_volume(path: str | os.PathLike[str], *, series: str = "", assume_uprigh
     raise _unknown(path, head)
 
 
-def write_volume(volume: Volume, path: str | os.PathLike[str], *, dtype: DTypeLike = np.float32) -> None:
+def write_volume(volume: Volume, path: str | os.PathLike[str], *, dtype: DTypeLike = np.float32,
+                 like: str | os.PathLike[str] | None = None) -> None:
     """Write an image in the format its name asks for; a name without an ending becomes a folder with a DICOM series.
 
     The file appears whole or not at all. For DICOM details (modality, patient) see `write_dicom`.
+
+    Args:
+        volume: what is written.
+        path: where to.
+        dtype: of the voxels.
+        like: an image on the same grid; if both are NIfTI, its sform, qform and their codes are kept as they stand.
 
     Raises:
         OutputError: unknown ending, no permission, no space.
@@ -62,7 +69,9 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, dtype: DTypeLi
     path = Path(path)
     kind = _kind(path)
     if kind == "nifti":
-        write_nifti(volume, path, dtype=dtype)
+        source = None if like is None or Path(like).is_dir() else Path(like)
+        same = source is not None and nifti_kind(first_bytes(source)) == "single" and read_volume(source).grid.same_as(volume.grid)
+        write_nifti(volume, path, dtype=dtype, like=source if same else None)
     elif kind == "itk":
         write_itk(volume, path, dtype=dtype)
     else:
@@ -78,6 +87,12 @@ def check_image_path(path: str | os.PathLike[str]) -> None:
     if _kind(Path(path)) == "itk":
         check_raw(Path(path))
     check_writable(path, replace=is_own_series(path))
+
+
+def image_ending(path: str | os.PathLike[str]) -> str:
+    """The ending by which a file name says that it is an image (".nii.gz", ...); "" for any other name, as of a folder."""
+    name = Path(path).name
+    return next((name[-len(e):] for e in (".nii.gz", ".nii", *_ITK_NAMES) if name.lower().endswith(e)), "")
 
 
 def _kind(path: Path) -> str:

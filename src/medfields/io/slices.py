@@ -70,7 +70,7 @@ def read_slices(folder: Path) -> tuple[list[Volume], list[Volume | None], list[d
         FileError: if there is no slice, or two have one number.
         GeometryError: if an image has more than one slice.
     """
-    images, masks = _numbered(folder, masks=False), _numbered(folder, masks=True)
+    images, masks = slice_files(folder, masks=False), slice_files(folder, masks=True)
     if not images:
         raise FileError(f"{folder} holds no slices", "a folder of slices has one .nii.gz with a number in its name for each")
     read = {n: read_nifti(path) for n, path in images.items()}
@@ -91,7 +91,8 @@ def holds_slices(path: Path) -> bool:
     return path.is_dir() and any(p.name.endswith(ENDINGS) for p in path.iterdir())
 
 
-def _numbered(folder: Path, masks: bool) -> dict[int, Path]:
+def slice_files(folder: Path, masks: bool = False) -> dict[int, Path]:
+    """The files of the slices in a folder, or of their masks, by the number in their names; raises FileError if two have one number."""
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         number = re.findall(r"\d+", path.name.split(".nii")[0])
