@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from medfields.cases import Slices, Stack
-from medfields.cli.motion_input import mask_beside
+from medfields.cli.bids import mask_beside
 from medfields.fields import BSpline, Field
 from medfields.io import read_volume, write_field, write_volume
 from medfields.io.slices import read_slices, write_slices

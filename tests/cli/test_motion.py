@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from medfields.cli.motion_input import mask_beside
+from medfields.cli.bids import mask_beside
 from medfields.io import read_field, read_volume, write_volume
 from medfields.io.slices import read_slices
 from medfields.space import Grid, Volume
@@ -148,7 +148,7 @@ def test_masks_are_found_by_their_names(tmp_path: Path) -> None:
     assert mask_beside(tmp_path / "sub-03_T2w.nii.gz") is None
 
 
-def test_a_mask_of_one_stack_serves_the_others_and_another_grid_is_said(medfields, moved, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_mask_beside_one_stack_serves_the_others_and_another_grid_is_said(medfields, moved, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     paths, _ = moved
     bare = [tmp_path / f"{n}.nii.gz" for n in "abc"]
     for path, target in zip(paths, bare, strict=True):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from medfields.cli import cohort as module
-from medfields.cli.cohort import Job, here, slurm, write_summary
+from medfields.cli.cohort import Job, filled, here, slurm
+from medfields.cli.register_cohort import TABLE, found_in, said
 from medfields.io import write_volume
 from medfields.io.landmarks import write_landmarks
 
@@ -50,7 +51,7 @@ def test_pairs_are_registered_summed_up_and_not_done_twice(medfields, table: Pat
     assert (tmp_path / "out/good/warped.field").exists() and (tmp_path / "out/good/warped.run/report.html").exists()
     written = (tmp_path / "out/good/warped.nii.gz").stat().st_mtime_ns
     said = medfields(*words)
-    assert said.code == 1 and "1 of 2 pairs are done already" in said.err and "[2/2] 002: there is no file" in said.err
+    assert said.code == 1 and "1 of 2 pairs done already" in said.err and "[2/2] 002: there is no file" in said.err
     assert (tmp_path / "out/good/warped.nii.gz").stat().st_mtime_ns == written
     assert rows(tmp_path / "out/summary.csv")[0] == good
 
@@ -58,7 +59,7 @@ def test_pairs_are_registered_summed_up_and_not_done_twice(medfields, table: Pat
 def test_slurm_jobs_survive_one_another(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     fails = ("sh", "-c", "echo 'medfields: error: no such thing' >&2; exit 4")
-    jobs = [Job("wrong", tmp_path / "wrong", fails, ""), Job("lost", tmp_path / "lost", ("/no/such/program",), "")]
+    jobs = [Job(name, tmp_path / name, words, "", tmp_path / "x", dict) for name, words in (("wrong", fails), ("lost", ("/no/such/program",)))]
     found = {row["name"]: row for row in slurm("any", tmp_path / "logs", "local")(jobs)}
     assert found["wrong"]["error"] == "no such thing"
     assert found["lost"]["error"].startswith("the job ") and "/no/such/program" in found["lost"]["error"]
@@ -69,13 +70,18 @@ def test_a_job_is_done_only_by_its_own_command(tmp_path: Path) -> None:
     (tmp_path / "warped.run").mkdir()
     found = {"folds": 0.25, "ncc": 0.9, "ncc_before": 0.5, "ncc_started": 0.6, "sd_log_jacobian": 0.1, "least": -1.0}
     (tmp_path / "warped.run/summary.json").write_text(json.dumps({"metrics": found}))
-    job = Job("a", tmp_path, ("true",), "one")
+    output, read = tmp_path / "warped.nii.gz", partial(found_in, tmp_path / "warped.run")
+    output.touch()
+    job = Job("a", tmp_path, ("true",), "one", output, read)
     assert job.row() is None
     row = next(iter(here(1)([job])))
-    assert row["folds_percent"] == 25 and "25 % folded" in module.said(row) and "error" not in row
-    assert job.row() == row and Job("a", tmp_path, ("true",), "two").row() is None
-    table = rows(write_summary([row, {"name": "b", "error": "no, with a comma"}], tmp_path / "summary.csv"))
+    assert row["folds_percent"] == 25 and "25 % folded" in said(row) and "error" not in row
+    assert job.row() == row and Job("a", tmp_path, ("true",), "two", output, read).row() is None
+    table = filled([row, {"name": "b", "error": "no, with a comma"}], TABLE)
     assert table[0]["ncc"] == "0.9" and table[0]["tre_mean_mm"] == "" and table[1]["error"] == "no, with a comma"
+    output.unlink()
+    assert job.row() is None  # the result is gone: it is made again
+    assert "SIGKILL" in Job("b", tmp_path, ("sh", "-c", "kill -9 $$"), "", output, read).run()["error"]
 
 
 BAD = [

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..space import Grid, Volume
 
 TASK = "motion"
+ASIDE = ("slices", "preview", "uncertainty", "bids", "jobs", "slurm")  # what changes no volume: not part of the resolved configuration
 UNLIKE = 0.5  # a stack whose slices are no more alike the subject than this, as told by their median, does not belong to it
 LOST = 0.5  # share of slices that may be left out
 
@@ -43,9 +44,9 @@ class Asked:
     stacks: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="STACK ...", help_behavior_hint=QUIET)] = ()
     """Two or more stacks of one subject, best in three directions; or one folder of slices, each a NIfTI file whose affine is its pose."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE", help_behavior_hint="(required)")] = ""
-    """The volume to write (.nii.gz, .nii, .nrrd, .mha), or a folder name ending in "/" for a DICOM series."""
+    """The volume to write (.nii.gz, .nii, .nrrd, .mha), or a folder name ending in "/" for a DICOM series; with --bids the folder of results."""
     masks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MASK ...", help_behavior_hint=QUIET)] = ()
-    """What moved as one, for each stack or for all; default: the BIDS masks beside the stacks, else everything."""
+    """What moved as one, for each stack or for all; default: BIDS masks beside the stacks or in derivatives/, else everything."""
     spacing: Annotated[float | None, tyro.conf.arg(metavar="MM", help_behavior_hint=QUIET)] = None
     """mm of the isotropic output voxels; default: the finest in-plane voxel size."""
     like: File = ""
@@ -60,6 +61,12 @@ class Asked:
     """Write coarse volumes beside the output, ending in "_preview.nii.gz", as soon as there is one; better ones take its place."""
     uncertainty: bool = True
     """Also tell one standard deviation of every voxel, beside the output, ending in "_uncertainty.nii.gz"."""
+    bids: Annotated[str, tyro.conf.arg(metavar="FOLDER", help_behavior_hint=QUIET)] = ""
+    """Instead of stacks: a folder of BIDS names; every subject and session with two or more T2w stacks is done. The same command again goes on."""
+    jobs: int = 1
+    """Of --bids: how many at a time, each in a process of its own."""
+    slurm: Annotated[str, tyro.conf.arg(metavar="PARTITION", help_behavior_hint=QUIET)] = ""
+    """Of --bids: one job of Slurm for each, in this partition."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +74,13 @@ class Options(TaskOptions, Asked):
     """Stacks in which every slice moved on its own in, one sharp volume and the poses of the slices out."""
 
 
-def motion(words: list[str]) -> None:
+def motion(words: list[str]) -> int | None:
     """Run the command; `words` are what follows its name, without --motion."""
     options, method = parse(words)
+    if options.bids:
+        from .motion_cohort import cohort
+
+        return cohort(options, method)
     outputs = Outputs.of(options.output, options.run, "brain.nii.gz")
     from ..io import write_volume
     from ..solve import Run, Terminal
@@ -110,6 +121,7 @@ def motion(words: list[str]) -> None:
             *([(str(_beside(outputs, "uncertainty")), "one standard deviation")] if doubt is not None else []), (str(page), "open it in a browser")]
     task.summarise(rows, plugins.find(options.method).name, summary["notes"], time.monotonic() - begun)
     print("\n".join(said(case, found)))
+    return None
 
 
 def parse(words: list[str]) -> tuple[Options, Method]:
@@ -120,8 +132,7 @@ def parse(words: list[str]) -> tuple[Options, Method]:
 def resolved(options: Options, method: Method) -> dict[str, Any]:
     """Everything the result depends on, as plain values: giving it to --config does the same again."""
     files = {name: [absolute(p) for p in getattr(options, name)] for name in ("stacks", "masks")}
-    aside = ("slices", "preview", "uncertainty")  # beside the result
-    return {k: v for k, v in task.resolved(TASK, options, method, **files, like=absolute(options.like)).items() if k not in aside}
+    return {k: v for k, v in task.resolved(TASK, options, method, **files, like=absolute(options.like)).items() if k not in ASIDE}
 
 
 def again(folder: Path, facts: RunFolder) -> Path:

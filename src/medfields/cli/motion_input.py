@@ -16,6 +16,7 @@ from ..errors import FileError, GeometryError, InputError
 from ..io import check_finite, read_volume
 from ..io.slices import holds_slices, read_slices
 from ..space import Volume
+from .bids import mask_beside
 
 if TYPE_CHECKING:
     from .motion import Options
@@ -24,7 +25,6 @@ FEWEST = 3  # slices of a stack
 THICK, THIN = 3.0, 0.2  # a thickness of more, or less, of the slice distance is doubted
 PARALLEL = 20.0  # degrees between the slice directions of stacks below which they are parallel
 SIZES = 4.0  # ratio of the volumes in two masks above which they show different things
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def _check(stack: Stack, path: Path) -> None:
 
 
 def masks_of(given: Sequence[str], paths: Sequence[Path], stacks: Sequence[Stack], notes: list[str]) -> list[Volume | None]:
-    """A mask for each stack: those that are named, or lie beside the stack under a BIDS name; None counts everything.
+    """A mask for each stack: those that are named, or are found by their BIDS names; None counts everything.
 
     Args:
-        given: names of masks, one for all or one for each; empty looks beside the stacks.
+        given: names of masks, one for all or one for each; empty looks for BIDS names.
         paths: of the stacks.
         stacks: what they hold.
         notes: gets what there is to say of the masks.
@@ -110,9 +110,10 @@ def masks_of(given: Sequence[str], paths: Sequence[Path], stacks: Sequence[Stack
         raise InputError(f"{len(named)} masks for {len(paths)} stacks", "give one for all, or one for each in the order of the stacks")
     if not named:
         named = [mask_beside(p) for p in paths]
-        found = [p.name for p in named if p]
-        if found:
-            notes.append(f"masks found beside the stacks: {', '.join(found)}")
+        beside = [m.name for p, m in zip(paths, named, strict=True) if m and m.parent == p.parent]
+        derived = [str(m) for p, m in zip(paths, named, strict=True) if m and m.parent != p.parent]
+        for where, found in (("beside the stacks", beside), ("among derivatives", derived)):
+            notes += [f"masks found {where}: {', '.join(found)}"] if found else []
     each = named * len(paths) if len(named) == 1 else named
     masks = [None if p is None else mask_of(p, s, notes) for p, s in zip(each, stacks, strict=True)]
     bare = [s.name for s, m in zip(stacks, masks, strict=True) if m is None]
@@ -123,19 +124,6 @@ def masks_of(given: Sequence[str], paths: Sequence[Path], stacks: Sequence[Stack
     elif bare:
         notes.append("no masks: all that the stacks show is taken to have moved as one (--masks says what did)")
     return masks
-
-
-def mask_beside(path: Path) -> Path | None:
-    """The BIDS mask of an image: sub-01_run-1_T2w.nii.gz has sub-01_run-1_T2w_desc-brain_mask.nii.gz or sub-01_run-1_desc-brain_mask.nii.gz."""
-    ending = next((e for e in ENDINGS if path.name.endswith(e)), "")
-    stem = path.name[: len(path.name) - len(ending)]
-    entities = stem.rpartition("_")[0]
-    for start in (stem, entities):
-        for middle in ("_desc-brain_mask", "_mask"):
-            found = path.with_name(f"{start}{middle}{ending}")
-            if start and ending and found.is_file() and found != path:
-                return found
-    return None
 
 
 def mask_of(path: Path, stack: Stack, notes: list[str]) -> Volume:

@@ -87,7 +87,7 @@ def register(words: list[str]) -> int | None:
     """Run the command; `words` are what follows its name."""
     options, method = parse(words)
     if options.pairs:
-        from .cohort import cohort
+        from .register_cohort import cohort
 
         return cohort(options, method)
     outputs = _outputs(options)

@@ -45,7 +45,7 @@ class Asked:
     thickness: Annotated[tuple[float, ...], tyro.conf.arg(metavar="MM ...", help_behavior_hint=QUIET)] = ()
     """Slice thickness in mm, one for all or one for each stack; default: the header's, else the slice distance."""
     motion: bool = False
-    """The subject moved between slices: every slice gets a pose of its own; `medfields superres --motion --help` tells the rest."""
+    """The subject moved between slices: every slice gets a pose of its own; `medfields superres --motion --help` tells all, cohorts too."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Options(TaskOptions, Asked):
     """Thick slices in, one sharp isotropic volume out."""
 
 
-def superres(words: list[str]) -> None:
+def superres(words: list[str]) -> int | None:
     """Run the command; `words` are what follows its name."""
     if moves(words):
         from .motion import motion
@@ -107,6 +107,7 @@ def superres(words: list[str]) -> None:
     query = f"any spacing: medfields query {outputs.field} --spacing 0.5 -o fine.nii.gz"
     rows += [(str(outputs.field), query), (str(page), "open it in a browser")]
     task.summarise(rows, plugins.find(options.method).name, summary["notes"], time.monotonic() - start)
+    return None
 
 
 def moves(words: list[str]) -> bool:
