@@ -17,6 +17,7 @@ from medfields.errors import InputError
 from medfields.evaluate import moved
 from medfields.fields import Field, Gaussians, GridEncoding
 from medfields.kernels.image_splat import image_sums, image_sums_torch
+from medfields.losses import orthogonality
 from medfields.solve import Run
 from medfields.solve.motion import Found
 from medfields.solve.slice_fit import EMBEDDING, SliceFit
@@ -38,8 +39,8 @@ def subject(x: np.ndarray, sigma: float = 0.0, across: np.ndarray | None = None)
     return (HEIGHTS * WIDTHS / np.sqrt(wide) * np.exp(-((d**2).sum(-1) - along**2) / (2 * WIDTHS**2) - along**2 / (2 * wide))).sum(-1)
 
 
-def scan(poses: list[np.ndarray], bad: tuple[int, ...] = (), gain: dict[int, float] | None = None) -> Slices:
-    """Three orthogonal stacks, 1.5 mm in the plane and 4 mm thick, slice n of all seen through poses[n]."""
+def scan(poses: list[np.ndarray], bad: tuple[int, ...] = (), gain: dict[int, float] | None = None, bent: float = 0.0) -> Slices:
+    """Three orthogonal stacks, 1.5 mm in the plane and 4 mm thick, slice n of all seen through poses[n]; in the last two the subject is bent, mm."""
     stacks, n, sigma = [], 0, 4.0 / math.sqrt(8 * math.log(2))
     for axis in (2, 0, 1):
         affine = np.eye(4)
@@ -49,7 +50,9 @@ def scan(poses: list[np.ndarray], bad: tuple[int, ...] = (), gain: dict[int, flo
         for k in range(COUNT):
             noise = np.random.default_rng(n)
             x = grid.world(np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE), k, indexing="ij"), -1))[:, :, 0]
-            seen = subject(x @ poses[n][:3, :3].T + poses[n][:3, 3], sigma, poses[n][:3, axis])
+            at = x @ poses[n][:3, :3].T + poses[n][:3, 3]
+            at = at + bent * (0, 1, -1)[(2, 0, 1).index(axis)] * np.sin(at[..., [1, 2, 0]] / 7)
+            seen = subject(at, sigma, poses[n][:3, axis])
             data[:, :, k] = (gain or {}).get(n, 1.0) * seen + noise.normal(0, 1, seen.shape)
             if n in bad:
                 data[:, :, k] = 0.3 * data[:, :, k] + noise.normal(0, 40, seen.shape)
@@ -201,6 +204,33 @@ def test_a_bias_multiplies_and_its_mean_costs() -> None:
     assert "bias" not in plain.losses(plain.batch(torch.Generator().manual_seed(0)), 0.0)
     with pytest.raises(InputError, match="a bias of 6 levels"):
         fit_of(still(), bias=6)
+
+
+def test_slices_of_a_subject_that_bends_are_explained() -> None:
+    case = scan(STILL, bent=2.0)
+    left = []
+    for weight in (None, 0.1):
+        problem = trained(fit_of(case, bend=weight), 120, poses_moves=True)
+        pixel = torch.arange(len(problem.value))
+        with torch.no_grad():
+            left.append(float((problem.seen(pixel)[0] - problem.value).square().mean().sqrt()))
+    assert left[1] < 0.8 * left[0]
+    with torch.no_grad():
+        x, plane = problem.points(pixel)[0].mean(1), problem.poses.plane
+        moved_by = problem.bends(x, plane).norm(dim=1)
+    assert 0.5 < float(moved_by.mean()) < 5.0  # mm
+
+
+def test_bending_costs_and_turning_does_not() -> None:
+    problem = fit_of(still(), bend=1.0)
+    x, plane = problem.points(torch.arange(300))[0].mean(1), problem.poses.plane[:300]
+    turn = torch.linalg.matrix_exp(torch.tensor([[0.0, 0.3, 0.0], [-0.3, 0.0, 0.1], [0.0, -0.1, 0.0]]))
+    rest = float(problem.bends.stretch(x, plane).detach())
+    assert rest < 1e-4 and float(orthogonality(turn)) < 1e-10
+    with torch.no_grad():
+        problem.bends.encoding.table.normal_()
+        problem.bends.net[-1].weight.normal_(0, 10)
+        assert float(problem.bends.stretch(x, plane)) > 1.0
 
 
 def test_the_field_says_what_was_fitted() -> None:

@@ -71,6 +71,11 @@ def hyperelastic(f: Slopes, length: float = 1.0, area: float = 1.0, volume: floa
     return (length / 2 * (f - one).square().sum((-2, -1)) + area * grown + volume * squeezed).mean()
 
 
+def orthogonality(f: Slopes) -> Float[Tensor, ""]:
+    """Mean |f^T f - 1|^2, the squared Frobenius norm: 0 for any rotation (Xu et al., IEEE TMI 2023)."""
+    return (f.mT @ f - torch.eye(3, dtype=f.dtype, device=f.device)).square().sum((-2, -1)).mean()
+
+
 def conformal(f: Slopes, shape: float = 0.1, volume: float = 0.05, power: float = 1.0) -> Float[Tensor, ""]:
     """Mean of shape ((|f|^2 / 3)^(3/2) / det f - 1)^power + volume (det f + 1/det f - 2) (after Zou et al., arXiv 2303.08113).
 

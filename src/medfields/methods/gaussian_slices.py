@@ -25,7 +25,7 @@ from ..cases import Slices
 from ..fields import Field
 from ..solve import Method, Run
 from ..solve.settle import noted, settled
-from ..solve.slice_splat import GaussianSliceFit, begin
+from ..solve.slice_splat import GaussianSliceFit, begin, seen
 from ..solve.splat import spacing
 
 
@@ -35,7 +35,8 @@ class GaussianSlices(Method):
 
     Args:
         motion: False leaves the slices where registration laid them.
-        count: Gaussians (paper: 30,000 to 50,000).
+        distance: between Gaussians at first, in slice thicknesses: a twentieth of the paper's 30,000 to 50,000 in a small head; more of them
+            fit noise.
         even: share of them that start evenly spread; others start where the subject is steep.
         alternations: of the registration that slices start from, at each of two coarse resolutions.
         smooth: weight of the squared gradient of the subject that the Gaussians start from.
@@ -47,15 +48,15 @@ class GaussianSlices(Method):
 
     paper: ClassVar[str] = "GSVR: Gaussian representations for slice-to-volume reconstruction. arXiv preprint 2025. arXiv:2512.11624"
     task: ClassVar[str] = "motion"
-    tiny: ClassVar[dict[str, Any]] = {"count": 200, "alternations": 1, "steps": 10, "batch": 6}
+    tiny: ClassVar[dict[str, Any]] = {"distance": 1.5, "alternations": 1, "steps": 10, "batch": 6}
     fidelity: ClassVar[str] = "interpreted"
 
     motion: bool = True
-    count: int = 20000
+    distance: float = 0.75
     even: float = 0.5
     alternations: int = 3
     smooth: float = 0.05
-    steps: int = 300
+    steps: int = 600
     lr: float = 0.02
     final: float = 0.05
     pose_lr: float = 5e-3
@@ -66,7 +67,8 @@ class GaussianSlices(Method):
 
     def solve(self, case: Slices, run: Run, prior: nn.Module | None = None) -> Field:
         start = settled(case, run, levels=(1.0, 0.7), steps=self.alternations)
-        field = begin(case, start, self.count, self.smooth, 20, np.random.default_rng((run.seed, 1)), self.even)
+        count = round(seen(case) / (self.distance * float(np.median(case.thickness))) ** 3)
+        field = begin(case, start, count, self.smooth, 20, np.random.default_rng((run.seed, 1)), self.even)
         problem = GaussianSliceFit(field, case, start, self.batch, self.size, self.pose)
         rates = {"field.net": self.lr, "field.net.centres": self.lr * spacing(field), "logits": self.gain_lr}
         if self.motion:

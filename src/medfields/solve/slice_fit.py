@@ -21,6 +21,7 @@ from ..operators.slices import FWHM_PER_SIGMA, slice_quadrature
 from ..space.rigid import rotation
 from .motion import LIKENESS, Found, Level, covering, placed
 from .problem import Problem
+from .slice_bends import Bends
 
 ARM = 30.0  # mm: a pose's shift is told in this length, so that one step of the optimiser turns and shifts a brain about as far
 FEATURES = 15  # numbers beside the intensity, from which the variance is told
@@ -95,6 +96,7 @@ class SliceFit(Problem):
         bias: levels of the encoding from which a slice's smooth gain is told; 0 is none.
         in_plane: full width at half maximum, in pixels, of a pixel within its slice; 0 is a point.
         edge, pose: weights of the penalties on slopes and on motion from the start.
+        bend: weight of the penalty on bending; None holds the subject rigid.
     """
 
     memory = "the number of pixels in a step"
@@ -105,7 +107,7 @@ class SliceFit(Problem):
     log_gain: Tensor
 
     def __init__(self, encoding: GridEncoding, width: int, depth: int, case: Slices, found: Found, *, samples: int, nodes: int = 8,
-                 robust: bool = True, bias: int = 0, in_plane: float = 0.0, edge: float = 0.0, pose: float = 0.1):
+                 robust: bool = True, bias: int = 0, in_plane: float = 0.0, edge: float = 0.0, pose: float = 0.1, bend: float | None = None):
         super().__init__()
         if bias > encoding.levels:
             raise InputError(f"a bias of {bias} levels, the grid has {encoding.levels}")
@@ -117,7 +119,8 @@ class SliceFit(Problem):
         self.scale = high - self.offset
         self.net = Field(self.spec, lattice.box(), 1 + FEATURES)
         self.poses = SlicePoses(case, found.poses)
-        n = len(case.slices)
+        n, self.bend = len(case.slices), bend or 0.0
+        self.bends = None if bend is None else Bends(lattice.box(), n, width)
         self.logits, self.log_variance = nn.Parameter(torch.zeros(n)), nn.Parameter(torch.full((n,), 2 * math.log(NOISE)))
         self.embedding = nn.Parameter(0.1 * torch.randn(n, EMBEDDING))
         self.variance = _head(EMBEDDING + FEATURES, width, math.log(NOISE))
@@ -159,6 +162,8 @@ class SliceFit(Problem):
         if aside is not None:
             at = at + self.in_plane / FWHM_PER_SIGMA * aside
         x = (columns.index_select(0, plane)[:, None] @ at[..., None])[..., 0] + origin.index_select(0, plane)[:, None]
+        if self.bends is not None:
+            x = x + self.bends(x.mean(1), plane)[:, None]
         return x + (z * self.thickness[plane][:, None])[..., None] * across.index_select(0, plane)[:, None], w
 
     def told(self, x: Float[Tensor, "*batch 3"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch F"], Float[Tensor, "*batch E"]]:
@@ -203,6 +208,8 @@ class SliceFit(Problem):
             slope = (self.told(x.detach()[few, node] + self.step * away)[0] - value[few, node]) / self.step
             delta = EDGE * self.mean
             out["edge"] = self.edge * delta * ((1 + (slope / delta).square()).sqrt() - 1).mean()
+        if self.bends is not None:
+            out["bend"] = self.bend * self.bends.stretch(x.mean(1), self.poses.plane[pixel])
         if self.biases is not None:
             out["bias"] = 100 * log_bias.mean().square()
         return out

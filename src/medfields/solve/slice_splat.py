@@ -112,8 +112,8 @@ def begin(case: Slices, found: Found, count: int, smooth: float, steps: int, rng
     """
     system = PlaneSystem(case, found)
     c = system.solver(smooth, steps=steps)(system.adjoint(system.y), torch.zeros(system.lattice.shape))
-    seen = system.operator.adjoint(torch.ones(len(system.value)))
-    voxels = (seen > SEEN * seen.max()).nonzero().numpy()
+    reached = system.operator.adjoint(torch.ones(len(system.value)))
+    voxels = (reached > SEEN * reached.max()).nonzero().numpy()
     offset = min(0.0, system.offset)
     scale = system.offset + system.scale - offset
     value = (system.offset - offset + system.scale * c.numpy()) / scale
@@ -135,6 +135,12 @@ def begin(case: Slices, found: Found, count: int, smooth: float, steps: int, rng
             net.densities.copy_(_before_softplus(peaks))
             peaks = (peaks * (wanted / net(net.centres.detach()).clamp_min(FAINT)).clamp(0.3, 3.0)).clamp_min(FAINT)
     return field
+
+
+def seen(case: Slices) -> float:
+    """The volume in the masks, mm^3, the mean of the stacks."""
+    each = [int(s.mask.sum()) * s.thickness * float(np.prod(s.image.grid.spacing[:2])) for s in case.slices]
+    return sum(each) / len(np.unique(case.stack))
 
 
 def bodies(field: Field) -> Bodies:
