@@ -325,3 +325,17 @@ def test_a_slice_that_lies_wrong_makes_its_place_unsure() -> None:
     z = case.grid.points()[..., 2] - float(case.slices[bad].image.grid.affine[2, 3])
     near, far = z.abs() < 2, z.abs() > 6
     assert float((wrong / right)[near].mean()) > 1.1 * float((wrong / right)[far].mean())
+
+
+def test_beyond_all_masks_nothing_was_measured() -> None:
+    case = Slices.toy()
+    middle = [replace(s, mask=s.mask & (torch.as_tensor(s.image.grid.world(np.stack(np.meshgrid(*map(np.arange, s.mask.shape), [0], indexing="ij"),
+              -1))).norm(dim=-1)[:, :, 0] < 8)) for s in case.slices]
+    case = replace(case, slices=tuple(s for s in middle if int(s.mask.sum()) >= 16))
+    still, worth = np.tile(np.eye(4), (len(case.slices), 1, 1)), np.ones(len(case.slices))
+    far = case.grid.points().norm(dim=-1)
+    seen = case.reached(still, worth)
+    assert seen[far < 7].all() and not seen[far > 11].any()
+    aside = still.copy()
+    aside[:, 0, 3] += 6.0
+    assert (case.reached(aside, worth) != seen).any() and case.reached(still, (case.stack == 0).astype(float)).sum() < seen.sum()

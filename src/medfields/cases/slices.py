@@ -17,6 +17,7 @@ from ..space import Grid, Volume
 from .stacks import Profile, Stack, percentiles
 
 FEWEST = 6  # slices
+SEEN = 0.15  # of what a usual voxel weighs: one that weighs less is beyond what was measured
 LEAST = 16  # pixels of a slice that must lie in its mask: fewer say nothing of its pose
 
 
@@ -120,6 +121,12 @@ class Slices:
         at, plane, _ = self.pixels()
         affines = self.affines if poses is None else poses @ self.affines
         return PlaneOperator(lattice, at, plane, affines, self.profile, self.thickness.tolist(), nodes)
+
+    def reached(self, poses: Float[np.ndarray, "N 4 4"], worth: Float[np.ndarray, "N"]) -> Bool[Tensor, "I J K"]:
+        """Voxels of the result that slices look at from these poses, in their masks; those that are worth nothing do not count."""
+        operator = self.operator(self.grid, poses)
+        weight = operator.adjoint(torch.from_numpy(worth > 0).float()[operator.plane.long()])
+        return weight > SEEN * weight[weight > SEEN * weight.max()].median()
 
     def moved(self, poses: Float[np.ndarray, "N 4 4"]) -> Slices:
         """The same slices with their poses in their headers."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..fields import Field
     from ..report.run_folder import RunFolder
     from ..solve import Method
+    from ..solve.motion import Found
     from ..space import Grid, Volume
 
 TASK = "motion"
@@ -102,7 +103,7 @@ def motion(words: list[str]) -> int | None:
         result = method.solve(case, run)
         found = run.notes["motion"]
         _refuse(case, found)
-        volume = task.as_volume(result, case.grid)
+        volume = _measured(case, told(found), task.as_volume(result, case.grid))
         doubt = uncertainty(case, told(found), run) if options.uncertainty else None
         whole = task.as_field(result, volume)
         whole.grid, whole.about = case.grid, {**whole.about, **task.about(options, method, run, profile=options.profile)}
@@ -189,6 +190,14 @@ def _shown(options: Options, outputs: Outputs, grid: Grid) -> Callable[[str, Vol
         print(f"medfields: {path} shows the subject after '{name}'", file=sys.stderr)
 
     return show
+
+
+def _measured(case: Slices, found: Found, volume: Volume) -> Volume:
+    """The result where slices looked, in their masks, and dark beyond, where methods guess."""
+    import torch
+
+    seen = case.reached(found.poses, found.worth).to(volume.data.device)
+    return volume.with_data(torch.where(seen, volume.data, min(0.0, case.level()[0])))
 
 
 def _folder(options: Options, outputs: Outputs) -> Path:
