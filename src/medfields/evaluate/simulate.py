@@ -85,13 +85,17 @@ class Scene:
         along = np.abs(to_index[:3, :3]) > 1e-9 * np.abs(to_index[:3, :3]).max()
         return self._upright(grid, to_index, s, weight, through) if along.sum() == 3 else self._oblique(grid, s, weight, normal)
 
+    def at(self, x: np.ndarray) -> np.ndarray:
+        """Values [*batch] at points [*batch, 3] in mm: what a plane without thickness shows."""
+        index = np.moveaxis(self.grid.index(x) + PAD, -1, 0)
+        return scipy.ndimage.map_coordinates(self._spline, index, order=5, mode="constant", cval=0.0, prefilter=False)
+
     def _oblique(self, grid: Grid, s: np.ndarray, weight: np.ndarray, normal: np.ndarray) -> np.ndarray:
         """Node by node, over all voxels."""
         centres = grid.world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
 
         def node(step: float) -> np.ndarray:
-            at = np.moveaxis(self.grid.index(centres + step * normal) + PAD, -1, 0)
-            return scipy.ndimage.map_coordinates(self._spline, at, order=5, mode="constant", cval=0.0, prefilter=False)
+            return self.at(centres + step * normal)
 
         total = np.zeros(grid.shape)
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # scipy leaves the interpreter free meanwhile; the sum keeps its order
