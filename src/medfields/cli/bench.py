@@ -16,7 +16,7 @@ def bench(
     """Run what is missing of a bench and write RESULTS.md again; an interrupted bench goes on where it was.
 
     Args:
-        family: of tasks: superres, ct or register.
+        family: of tasks: superres, motion, sweep, ct or register.
         tasks: names of its tasks; default: all.
         methods: names of methods; default: those that each task asks for.
         seeds: of noise and fit.

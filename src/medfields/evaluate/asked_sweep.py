@@ -14,18 +14,19 @@ if TYPE_CHECKING:
 
 HEAD = """## sweep
 
-A cube of 96 mm of a real head is cut by 48 thin planes around one axis, with pixels of 2 mm; they are read by quintic splines. The planes all hold the
-axis. What a method is told of their poses is wrong: each component of a rotation vector about the middle of the cube, and of a shift, is normal with
-the standard deviation named, drawn for each seed and plane. Noise is normal, 1 % of the truth's range. Heads stand for ultrasound, of which nobody
-has the truth; speckle, shadows and attenuation are not simulated.
+A cube of 96 mm of a real head is cut by 48 thin planes that turn around one axis, all of them through it, with pixels of 2 mm; they are read by
+quintic splines. What a method is told of their poses is wrong: each component of a rotation vector about the middle of the cube, and of a shift, is
+normal with the standard deviation named, drawn for each seed and plane. Noise is normal, 1 % of the truth's range. Heads stand for ultrasound, of
+which nobody has the truth; speckle, shadows and attenuation are not simulated.
 
-SSIM is the mean over planes across the axis, every 2 mm, within the swept cylinder but for a rim of 4 voxels; no plane of the sweep is one of them. As
-planes do not tell where a subject lies as a whole, the truth is read, by quintic splines, where the rigid map between true and found poses puts it;
-tables show medians over planes of what is left of the wrong poses after that map, "before" is the same of the poses as they were given.
+SSIM is the mean over planes across the axis, every 2 mm, within the swept cylinder but for a rim of 4 voxels; no plane of the sweep is one of them.
+Planes do not tell where a subject lies as a whole, so the truth is read, by quintic splines, where the rigid map between true and found poses puts
+it. Tables show medians over planes of what is wrong with the poses after that map; "before" is the same of the poses as they were given.
 
-How far to trust it. Settings were chosen with poses and truth in view, on seeds 0 and 1 of other draws of the same law on the same heads.
-`scattered` is linear interpolation between all pixels at the poses as given. Turning all planes in step about the axis changes nothing that they
-show but how wide gaps are between them: what is left of the rotation is mostly that, and only the guess itself says how it should be.
+How far to trust it. Settings were chosen with poses and truth in view, on other draws of the same law on the same heads.
+`scattered` is the mean of the nearest pixels at the poses as given, weighed by a Gaussian of the width that did best here with the truth in view,
+or linear interpolation between them. Turning all planes about the axis, neighbours by nearly the same angle, hardly changes what they show of one
+another: what is left of the rotation is mostly that, and only the guess itself says how it should be ("nothing holds the poses").
 """
 OURS, RIVAL = "implicitvol", "scattered"
 

@@ -42,6 +42,7 @@ class ImplicitVol(Method):
         steps: of a round; 500 epochs are published.
         last: steps of the fit at the end.
         planes: in a step, published is one.
+        open: share of the grid's levels that is open at first and at last in every fit.
         lr, pose_lr: of Adam, for the field and for the poses (radians, and as many times 30 mm).
         motion: False leaves the planes where they were thought to lie.
         hold: weight of the poses' squared distance from their start; published is 0.
@@ -57,12 +58,13 @@ class ImplicitVol(Method):
     finest: float = 1.5
     coarsest: float = 16.0
     levels: int = 8
-    rounds: int = 3
-    steps: int = 150
-    last: int = 300
+    rounds: int = 2
+    steps: int = 200
+    last: int = 600
     planes: int = 4
+    open: tuple[float, float] = (0.2, 1.0)
     lr: float = 1e-2
-    pose_lr: float = 2e-3
+    pose_lr: float = 4e-3
     motion: bool = True
     hold: float = 0.3
 
@@ -78,9 +80,9 @@ class ImplicitVol(Method):
         poses = SlicePoses(case, np.tile(np.eye(4), (len(case.slices), 1, 1)))
         rates = {"field": self.lr, **({"poses": self.pose_lr} if self.motion else {})}
         for n in range(self.rounds if self.motion else 0):
-            problem = SweepFit(self.spec(case), case, poses, self.planes, hold=self.hold, coarse=0.7)
+            problem = SweepFit(self.spec(case), case, poses, self.planes, hold=self.hold, levels=self.open, coarse=0.7)
             poses = run.fit(problem, steps=self.steps, lr=rates, name=f"round {n + 1}").poses
-        problem = SweepFit(self.spec(case), case, poses, self.planes, hold=self.hold, coarse=0.4)
+        problem = SweepFit(self.spec(case), case, poses, self.planes, hold=self.hold, levels=self.open, coarse=0.4)
         problem = run.fit(problem, steps=self.last, lr=rates, name="fit", schedule="cosine", final=0.02)
         noted(run, case, problem.found())
         return problem.field

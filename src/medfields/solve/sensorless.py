@@ -30,8 +30,8 @@ class SweepFit(Problem):
         poses: of the planes, which several fits in a row may share.
         planes: in a step, whole.
         hold: weight of the poses' mean squared distance from where they started.
-        coarse: share of the fit after which all levels of a grid encoding are open; 0 opens them at once.
-        first: share of the levels that is open at first.
+        levels: share of the levels of a grid encoding that is open at first and at last.
+        coarse: share of the fit after which the last are open.
     """
 
     memory = "the number of planes in a step"
@@ -39,9 +39,10 @@ class SweepFit(Problem):
     inside: Tensor
     pixel: Tensor
 
-    def __init__(self, spec: Spec, case: Slices, poses: SlicePoses, planes: int, *, hold: float = 0.0, coarse: float = 0.0, first: float = 0.5):
+    def __init__(self, spec: Spec, case: Slices, poses: SlicePoses, planes: int, *, hold: float = 0.0, levels: tuple[float, float] = (1.0, 1.0),
+                 coarse: float = 0.5):
         super().__init__()
-        self.case, self.planes, self.hold, self.coarse, self.first = case, planes, hold, coarse, first
+        self.case, self.planes, self.hold, self.levels, self.coarse = case, planes, hold, levels, coarse
         self.offset, self.scale = case.level()
         margin = ROOM * float((case.grid.spacing * case.grid.shape).max())
         box = covering(case.grid, placed(case, poses.maps()), margin)[0].box()
@@ -56,10 +57,10 @@ class SweepFit(Problem):
             self.register_buffer(name, held, persistent=False)
 
     def before_step(self, progress: float) -> None:
-        levels = getattr(self.field.net, "encoding", None)
-        if isinstance(levels, Levels):
-            share = self.first + (1 - self.first) * min(1.0, progress / self.coarse) if self.coarse else 1.0
-            levels.set_levels(share * len(levels.level_mask))
+        grid = getattr(self.field.net, "encoding", None)
+        if isinstance(grid, Levels):
+            first, last = self.levels
+            grid.set_levels((first + (last - first) * min(1.0, progress / self.coarse)) * len(grid.level_mask))
 
     def batch(self, rng: torch.Generator) -> Int[Tensor, "B"]:
         """Whole planes."""

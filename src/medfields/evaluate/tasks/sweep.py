@@ -68,14 +68,15 @@ class Task:
 
 _ALL = (
     Task("turn", "T1 head, 48 planes around one axis, guessed to 3 degrees and 3 mm (1.5 pixels) on each axis", FORREST, (48, 64, 118)),
-    Task("turn-far", "the same, 6 degrees and 6 mm", FORREST, (48, 64, 118), degrees=6.0, mm=6.0),
+    Task("turn-far", "the same, 4.5 degrees and 4.5 mm", FORREST, (48, 64, 118), degrees=4.5, mm=4.5),
     Task("turn-brainweb", "T2 brain (BrainWeb), 3 degrees and 3 mm", BRAINWEB, (42, 60, 6)),
 )
 TASKS = {task.name: task for task in _ALL}
 ABLATIONS = (
     Ablation("poses as guessed", tuple(TASKS), ("implicitvol",), {"motion": False}),
     # as many steps, with one network
-    Ablation("one network", tuple(TASKS), ("implicitvol",), {"rounds": 0, "last": 750}),
+    Ablation("one network", tuple(TASKS), ("implicitvol",), {"rounds": 0, "last": 1000}),
+    Ablation("linear", tuple(TASKS), ("scattered",), {"between": "linear"}),
     Ablation("nothing holds the poses", ("turn",), ("implicitvol",), {"hold": 0.0}),
 )
 
