@@ -6,10 +6,12 @@ as they are by then, and at the end once more, for longer.
 
 Needs: thin planes as slices, whose headers say roughly how they lie (a localisation network, or a hand that turned steadily).
 Gives: intensity at any point; in the run's notes the poses of the planes.
-Deviations: rotation vectors about each plane's middle instead of Euler angles; several planes in a step and a thousandth of its steps. `--field
-paper` is its network (ten octaves, eight layers of 128 sines) but for the skip and the last layer of sines; the default is a grid of several
-resolutions, opened from coarse to fine in every round, for a CPU learns it in a tenth of the time. Where planes start is given.
-Fidelity: published (loss, planes, poses, rounds), ours (grid).
+Deviations: rotation vectors about each plane's middle instead of Euler angles; several planes in a step, and thousands instead of a million of
+them; intensities are positive, for the similarity is blind to the sign of a picture and its mean together; poses are held, weakly, to where they
+started, for turning all planes about their common axis shows in none of them (`--hold 0` is published). `--field paper` is its network (ten
+octaves, eight layers of 128 sines) but for the skip and the last sines, and wants `--lr 1e-3`; the default is a grid of several resolutions,
+opened from coarse to fine in every round, which a CPU learns in a ninth of the time. Where planes start is given.
+Fidelity: published (loss, planes, poses, rounds), ours (grid, hold).
 Use when: planes were swept by hand, without a tracker, and their poses are known to a few degrees.
 """
 
@@ -38,9 +40,9 @@ class ImplicitVol(Method):
         field: "grid" or "paper", see above.
         finest, coarsest: cells of the first and the last level of the grid, in pixels.
         levels: of the grid.
-        rounds: in which the network is learned anew and poses go on; published are ten.
-        steps: of a round; 500 epochs are published.
-        last: steps of the fit at the end.
+        rounds: in which the network is learned anew and poses go on, the fit at the end among them; published are eleven.
+        steps: of a round before the last; published are 500 epochs.
+        last: steps of the last.
         planes: in a step, published is one.
         open: share of the grid's levels that is open at first and at last in every fit.
         lr, pose_lr: of Adam, for the field and for the poses (radians, and as many times 30 mm).
@@ -58,7 +60,7 @@ class ImplicitVol(Method):
     finest: float = 1.5
     coarsest: float = 16.0
     levels: int = 8
-    rounds: int = 2
+    rounds: int = 3
     steps: int = 200
     last: int = 600
     planes: int = 4
@@ -79,7 +81,7 @@ class ImplicitVol(Method):
     def solve(self, case: Slices, run: Run, prior: nn.Module | None = None) -> Field:
         poses = SlicePoses(case, np.tile(np.eye(4), (len(case.slices), 1, 1)))
         rates = {"field": self.lr, **({"poses": self.pose_lr} if self.motion else {})}
-        for n in range(self.rounds if self.motion else 0):
+        for n in range(self.rounds - 1 if self.motion else 0):
             problem = SweepFit(self.spec(case), case, poses, self.planes, hold=self.hold, levels=self.open, coarse=0.7)
             poses = run.fit(problem, steps=self.steps, lr=rates, name=f"round {n + 1}").poses
         problem = SweepFit(self.spec(case), case, poses, self.planes, hold=self.hold, levels=self.open, coarse=0.4)

@@ -75,7 +75,7 @@ TASKS = {task.name: task for task in _ALL}
 ABLATIONS = (
     Ablation("poses as guessed", tuple(TASKS), ("implicitvol",), {"motion": False}),
     # as many steps, with one network
-    Ablation("one network", tuple(TASKS), ("implicitvol",), {"rounds": 0, "last": 1000}),
+    Ablation("one network", tuple(TASKS), ("implicitvol",), {"rounds": 1, "last": 1000}),
     Ablation("linear", tuple(TASKS), ("scattered",), {"between": "linear"}),
     Ablation("nothing holds the poses", ("turn",), ("implicitvol",), {"hold": 0.0}),
 )
