@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from skimage.metrics import structural_similarity
 
 from medfields.cases import Slices
-from medfields.evaluate import moved, scans_sweep
+from medfields.evaluate import asked_sweep, moved, scans_sweep
 from medfields.evaluate.tasks import sweep
 from medfields.fields import MLP, Fourier, GridEncoding, Positive
 from medfields.losses import ssim
@@ -174,3 +174,21 @@ def test_what_a_trial_gets_is_off_by_what_the_task_says(tmp_path: Path) -> None:
     turns = np.degrees(Rotation.from_matrix(poses[:, :3, :3]).as_rotvec())
     assert turns.std() == pytest.approx(3.0, rel=0.1)
     np.testing.assert_allclose(poses @ case.affines, affines, atol=1e-9)
+
+
+def test_everyone_in_the_plan_can_be_configured_and_requirements_say_what_rows_say() -> None:
+    for task in sweep.TASKS.values():
+        planned = list(sweep.plan(task))
+        assert {("implicitvol", ""), ("implicitvol", "poses as guessed"), ("scattered", "")} <= set(planned)
+        for method, variant in planned:
+            sweep.configured(method, variant)
+
+    def row(method: str, variant: str, ssim: float, degrees: float) -> dict[str, object]:
+        return {"task": "turn", "method": method, "variant": variant, "seed": 0, "ssim": ssim, "degrees": degrees, "degrees_before": 4.0}
+
+    rows = [row("implicitvol", "", 0.8, 1.0), row("implicitvol", "poses as guessed", 0.77, 4.0), row("scattered", "", 0.6, 4.0)]
+    told = {line[0]: line[2:] for line in asked_sweep.requirements(rows)}
+    assert told["less rotation error by implicitvol, `turn`"] == ["75 %", "yes"]
+    assert told["SSIM of new planes, implicitvol over scattered at the poses as given, `turn`"] == ["+0.200", "yes"]
+    assert told["SSIM of new planes, implicitvol over the same without finding poses, `turn`"] == ["+0.030", "**no**"]
+    assert told["less rotation error by implicitvol, `turn-brainweb`"] == ["not measured", "**no**"]

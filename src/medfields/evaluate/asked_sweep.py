@@ -26,7 +26,9 @@ it. Tables show medians over planes of what is wrong with the poses after that m
 How far to trust it. Settings were chosen with poses and truth in view, on other draws of the same law on the same heads.
 `scattered` is the mean of the nearest pixels at the poses as given, weighed by a Gaussian of the width that did best here with the truth in view,
 or linear interpolation between them. Turning all planes about the axis, neighbours by nearly the same angle, hardly changes what they show of one
-another: what is left of the rotation is mostly that, and only the guess itself says how it should be ("nothing holds the poses").
+another: what is left of the rotation is mostly that, and only the guess itself says how it should be ("nothing holds the poses"). Learning the
+field anew, the paper's way out of wrong agreement, is about as good as "one network" in as many steps: a grid that opens from coarse to fine seems
+to find the same way out.
 """
 OURS, RIVAL = "implicitvol", "scattered"
 

@@ -17,11 +17,6 @@ from . import simulate
 THIN = 0.1  # mm: what a plane is given for its thickness where a file must have one
 
 
-def lattice(crop: Grid, mm: float) -> Grid:
-    """Of the result: the region of a crop, with voxels of `mm`."""
-    return crop.with_spacing(mm)
-
-
 def fan(grid: Grid, planes: int) -> Float[np.ndarray, "N 4 4"]:
     """True affines of planes around the third axis of a lattice: half a turn in equal steps, all through its centre."""
     side, mm = np.array(grid.shape), grid.spacing

@@ -76,7 +76,7 @@ ABLATIONS = (
     Ablation("poses as guessed", tuple(TASKS), ("implicitvol",), {"motion": False}),
     # as many steps, with one network
     Ablation("one network", tuple(TASKS), ("implicitvol",), {"rounds": 1, "last": 1000}),
-    Ablation("linear", tuple(TASKS), ("scattered",), {"between": "linear"}),
+    Ablation("linear", ("turn", "turn-brainweb"), ("scattered",), {"between": "linear"}),
     Ablation("nothing holds the poses", ("turn",), ("implicitvol",), {"hold": 0.0}),
 )
 
