@@ -122,7 +122,7 @@ def test_poses_are_found_and_planes_across_foretold() -> None:
     results = {}
     for motion in (True, False):
         run = Run(seed=0)
-        method = ImplicitVol(levels=4, finest=2.0, coarsest=8.0, open=(0.5, 1.0), rounds=2, steps=70, last=70 if motion else 50,
+        method = ImplicitVol(levels=4, finest=2.0, coarsest=8.0, open=(0.5, 1.0), rounds=2, steps=50, last=60 if motion else 25,
                              pose_lr=6e-3, motion=motion)
         field = method.solve(case, run)
         note = run.notes["motion"]
