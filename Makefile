@@ -6,7 +6,7 @@
 VENV ?= .venv
 BIN = $(VENV)/bin
 JOBS ?= 2
-FAMILY ?= superres ct register ultrasound
+FAMILY ?= superres motion sweep ct register ultrasound
 # The first of these that is 3.11 to 3.13 makes the environment.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)

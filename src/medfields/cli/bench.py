@@ -16,7 +16,7 @@ def bench(
     """Run what is missing of a bench and write RESULTS.md again; an interrupted bench goes on where it was.
 
     Args:
-        family: of tasks: superres, motion, ct, register or ultrasound.
+        family: of tasks: superres, motion, sweep, ct, register or ultrasound.
         tasks: names of its tasks; default: all.
         methods: names of methods; default: those that each task asks for.
         seeds: of noise and fit.

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import FileError, UnknownName
 
-FAMILIES = ("superres", "motion", "ct", "register", "ultrasound")
+FAMILIES = ("superres", "motion", "sweep", "ct", "register", "ultrasound")
 PLAIN = ""  # the variant that is no ablation
 
 

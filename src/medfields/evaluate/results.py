@@ -93,7 +93,7 @@ def _table(name: str, task: Any, rows: Rows) -> str:
             shown = f"**{shown}**"
         if own[0]["fidelity"] == "classical":
             shown += " *classical*"
-        if method == plugins.DEFAULT[name]:
+        if method == plugins.DEFAULT.get(name):
             shown += " (the default)"
         cells = [shown, *(_spread(own, s.key, s.digits) for s in shown_as), *(tell(own) for tell in extra.values())]
         lines.append(_row([*cells, f"{mean(own, 'seconds'):.1f}", f"{max(float(r['peak_mb']) for r in own):.0f}", str(len(own))]))

@@ -40,7 +40,7 @@ class Task:
         thickness: mm, of the slices and between them.
         degrees, mm: each component of a slice's rotation vector and shift is uniform between minus and plus these.
         corrupted: share of the slices that lost most of their signal.
-        methods: who takes part, beside the default and the classical methods of this task.
+        methods: who takes part, beside the default and `svr`.
         stacks: of a real scan, below the data folder, with BIDS masks beside them; nothing is simulated then, and slices are held out.
         scores: the first ranks the methods.
     """

@@ -15,8 +15,9 @@ from .regularity import (
     volume_change,
 )
 from .similarity import mutual_information, ncc, nmi
+from .ssim import ssim
 
 __all__ = [
     "bending", "conformal", "determinant", "diffusion", "fold", "gaussian_nll", "huber", "hyperelastic", "l1", "mse", "mutual_information", "ncc",
-    "nmi", "orthogonality", "poisson_nll", "squared_gradient", "symmetric_volume_change", "total_variation", "variation", "volume_change",
+    "nmi", "orthogonality", "poisson_nll", "squared_gradient", "ssim", "symmetric_volume_change", "total_variation", "variation", "volume_change",
 ]

@@ -93,9 +93,7 @@ def configured(method: str, variant: str) -> Method:
 
 def plan(task: Task, methods: Sequence[str] = (), ablations: bool = True) -> Iterator[tuple[str, str]]:
     """The methods and variants that a task asks for."""
-    names = list(methods) or [n for n, e in plugins.entries().items() if n in task.methods or n == plugins.DEFAULT["motion"]
-                              or (e.task == "motion" and e.fidelity == "classical")]
-    for name in names:
+    for name in methods or (plugins.DEFAULT["motion"], "svr", *task.methods):
         yield name, PLAIN
         for a in ABLATIONS if ablations else ():
             if task.name in a.tasks and name in a.methods:
