@@ -164,7 +164,7 @@ def said(case: Slices, found: dict[str, Any]) -> list[str]:
 def _refuse(case: Slices, found: dict[str, Any]) -> None:
     """A registration that failed is said to have failed."""
     alike, worth = np.array(found["likeness"]), np.array(found["worth"])
-    hint = "are the stacks of one subject, the masks right, and the thickness? `medfields inspect` of each may tell"
+    hint = "are the stacks of one subject, the masks right, and the thickness? `medfields assess` of them may tell"
     for n, name in enumerate(case.names):
         median = float(np.median(alike[case.stack == n]))
         if median < UNLIKE:
