@@ -62,9 +62,11 @@ def requirements(rows: Rows) -> list[list[str]]:
         out.append(gained(f"{default} over the best classical ({name}), `{task}`", 1, psnr(task, default), best))
         out += [_less(rows, task, default, what, least) for what in ("mm", "degrees")]
     out.append(_less(rows, "forrest-8", default, "mm", 0.5))
-    ours, theirs = (mean_of(rows, "ncc", "fetus", method) for method in (default, "svr"))
-    told = "not measured" if ours is None or theirs is None else f"{ours:.4f} / {theirs:.4f}"
-    out.append([f"unseen slices of the fetus, NCC of {default} and of svr", "not below", told, verdict(bool(ours and theirs and ours >= theirs))])
+    for rival in ("svr", "nesvor", "gaussian-slices"):
+        ours, theirs = (mean_of(rows, "ncc", "fetus", method) for method in (default, rival))
+        told = "not measured" if ours is None or theirs is None else f"{ours:.4f} / {theirs:.4f}"
+        held = verdict(bool(ours and theirs and ours >= theirs))
+        out.append([f"unseen slices of the fetus, NCC of {default} and of {rival}", "not below", told, held])
     out.append(in_time(rows, "fetus", default, 600))
     bad, good = psnr("forrest-4-bad", default), psnr("forrest-4", default)
     cost = None if bad is None or good is None else good - bad

@@ -12,7 +12,7 @@ from .plane_system import PlaneSystem
 from .run import Run
 from .settle import coarsest
 
-ANSWERS, STEPS = 16, 20  # samples, and conjugate gradient steps for each
+ANSWERS, STEPS = 10, 12  # samples, and conjugate gradient steps for each
 SHARE = 0.5  # of a slice's thickness: the size of the details that are judged. Finer ones no slice knows for sure anywhere, which would hide the rest
 FIRST = 0.005  # weight of the squared gradient in the subject whose roughness is measured
 
