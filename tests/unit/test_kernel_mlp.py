@@ -152,3 +152,8 @@ def test_the_policy_is_measured_once_or_taken_from_the_variable(monkeypatch: pyt
 def test_an_unknown_activation_is_named() -> None:
     with pytest.raises(UnknownName, match="relu"):
         mlp.mlp_forward(*network(), activation="rely")
+
+
+def test_the_precision_can_be_asked_for_while_only_reading() -> None:
+    with torch.inference_mode():
+        assert mlp.policy() in mlp.POLICIES
