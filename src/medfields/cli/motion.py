@@ -223,12 +223,12 @@ def _write(options: Options, outputs: Outputs, case: Slices, found: dict[str, An
     """The volume, the field, and the slices where they were found to lie."""
     from ..io import write_field, write_volume
     from ..io.slices import write_slices
+    from ..solve.settle import told
     from ..space import Volume
-    from ..space.rigid import maps_of
 
     write_volume(Volume(volume.data, volume.grid, volume.unit, about={"thickness_mm": float(volume.grid.spacing[2])}), outputs.volumes()[0])
     write_field(whole, outputs.field)
-    placed = case.moved(maps_of(np.array(found["poses"]), np.array(found["about"]))).slices
+    placed = case.moved(told(found).poses).slices
     names = ("turn_x_deg", "turn_y_deg", "turn_z_deg", "shift_x_mm", "shift_y_mm", "shift_z_mm")
     rows = []
     for n, s in enumerate(placed):

@@ -104,7 +104,6 @@ class SliceFit(Problem):
     nodes: Tensor
     weights: Tensor
     thickness: Tensor
-    log_gain: Tensor
 
     def __init__(self, encoding: GridEncoding, width: int, depth: int, case: Slices, found: Found, *, samples: int, nodes: int = 8,
                  robust: bool = True, bias: int = 0, in_plane: float = 0.0, edge: float = 0.0, pose: float = 0.1, bend: float | None = None):

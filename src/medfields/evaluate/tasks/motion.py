@@ -16,8 +16,8 @@ from ... import plugins
 from ...cases import Slices, Stack, Stacks
 from ...cases.stacks import Profile, slice_axis
 from ...solve import Run
+from ...solve.settle import told
 from ...space import Grid, Volume
-from ...space.rigid import maps_of
 from .. import families, measure, metrics, moved
 from ..families import PLAIN, Score
 from ..scans_motion import Task, acquire, scan_name
@@ -140,7 +140,7 @@ def measured(task: Task, scan: Path, seed: int, method: str, variant: str) -> di
     n = len(this.case.slices)
     found, worth = np.tile(np.eye(4), (n, 1, 1)), np.ones(n)
     if motion := run.notes.get("motion"):
-        found, worth = maps_of(np.array(motion["poses"]), np.array(motion["about"])), np.array(motion["worth"])
+        found, worth = told(motion).poses, told(motion).worth
     truth = moved.truth_at(this.truth, result.grid, moved.frame(this.case, found, this.poses))
     return row | metrics.scores(result.data[0].numpy(), truth, this.mask) | moved.pose_scores(this.case, found, this.poses, worth, this.bad)
 
@@ -153,9 +153,8 @@ def _foretold(scan: Path, seed: int, solver: Method, profile: Profile) -> dict[s
     hidden[rng.choice(inner, round(HELD_OUT * len(case.slices)), replace=False)] = True
     shown, run = case.only(~hidden), Run(seed=seed)
     result, row = measure.timed(lambda: measure.solve(solver, shown, run))
-    motion = run.notes["motion"]
-    poses = maps_of(np.array(motion["poses"]), np.array(motion["about"]))
-    return row | moved.predicted(shown, poses, case.only(hidden), result) | {"lost": int((np.array(motion["worth"]) == 0).sum())}
+    found = told(run.notes["motion"])
+    return row | moved.predicted(shown, found.poses, case.only(hidden), result) | {"lost": int((found.worth == 0).sum())}
 
 
 def real(scan: Path, profile: Profile = "gauss") -> Slices:

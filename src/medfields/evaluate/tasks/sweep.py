@@ -20,8 +20,8 @@ from ... import plugins
 from ...cases import Slices
 from ...io import atomic, read_volume
 from ...solve import Run
+from ...solve.settle import told
 from ...space import Grid, Volume
-from ...space.rigid import maps_of
 from .. import measure, metrics, moved, scans_sweep, simulate
 from ..families import PLAIN, Ablation, Score, data_folder
 
@@ -150,8 +150,8 @@ def measured(task: Task, scan: Path, seed: int, method: str, variant: str) -> di
     case, truth, poses = trial(task, scan, seed)
     run, mask = Run(seed=seed), counted(truth.grid)
     result, row = measure.timed(lambda: measure.solve(configured(method, variant), case, run))
-    motion = run.notes["motion"]
-    found = maps_of(np.array(motion["poses"]), np.array(motion["about"]))
+    motion = told(run.notes["motion"])
+    found = motion.poses
     there, image = moved.truth_at(truth, result.grid, moved.frame(case, found, poses)), result.data[0].numpy()
     row |= {"psnr": metrics.psnr(image, there, mask), "ssim": across(image, there, mask)}
-    return row | moved.pose_scores(case, found, poses, np.array(motion["worth"]), np.zeros(len(poses), bool))
+    return row | moved.pose_scores(case, found, poses, motion.worth, np.zeros(len(poses), bool))
