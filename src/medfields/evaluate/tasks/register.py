@@ -82,7 +82,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "cycle": {"net": _SINES, "steps": 1000, "points": 3000},
     "mirnf": {"net": _LOW, "steps": 500, "lr": 3e-4, "blocks": 4, "coarse": 1000},
     "dnvf": {"net": Siren(width=64, depth=3, omega_first=10.0, omega=10.0), "steps": 150, "lr": 3e-4, "nodes": 8000, "voxels": 100_000},
-    "geometry-informed": {"net": Siren(width=64, depth=3, omega_first=32.0, omega=32.0), "steps": 400, "samples": 3000, "weight": 0.005},
+    "geometry-informed": {"net": Siren(width=64, depth=3, omega_first=32.0, omega=32.0), "steps": 2000, "samples": 3000, "weight": 0.005},
 }
 _TUNED = {key: BUDGETS["hyperelastic"][key] for key in ("net", "steps", "lr", "zero_start", "schedule", "blur")}
 _REAL = ("lung", "breath", "brain")
