@@ -37,8 +37,10 @@ components; idir's with theirs 0.6 to 0.7), and the mean of all their answers er
 all of these see alike, and averaging takes none of it away.
 
 `phantom-far`, where a small weight of |det - 1| lets space fold, was chosen among motions of 5.2, 7, 8 and 9 voxels on seed 0; hyperelastic's small
-weights there, among three, so that it errs about as much as idir, also on seed 0. Networks are smaller than published, to fit two cores. Methods
-that are programs of others run on volumes only, and in the versions installed here.
+weights there, among three, so that it errs about as much as idir, also on seed 0. On it cycle does not find the motion, and its uncertainty tells
+where; on `random-starts` it finds it, and what is left both of its ways see alike. On `peristalsis` the true motion itself leaves an MAE of 0.006;
+with 400 steps instead of 2000 the MAE of both charts was 0.0082 and 0.0088. Networks are smaller than published, to fit two cores. Methods that are
+programs of others run on volumes only, and in the versions installed here.
 """
 
 _COMMON = {"folds, %": ("folds", 100.0, 3), "SDlogJ": ("sd_log_jacobian", 1.0, 3)}
