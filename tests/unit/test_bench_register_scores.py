@@ -212,6 +212,9 @@ def test_ants_counts_when_nobody_else_is_better_and_failures_are_counted() -> No
     line = "cycle beside idir, 20 random starts that end above 1 voxel"
     assert found[line] == ["fewer", "0 / 3 of 20", "yes"]
     assert told([r for r in rows if r["seed"] != 19])[line][2] == "**no**"
+    unsure = "cycle, rank correlation of error and uncertainty, "
+    assert found[f"{unsure}`random-starts`"] == [">= 0.3", "0.4", "yes"] and found[f"{unsure}`phantom-far`"][1] == "not measured"
+    assert told([row_of("phantom-far", "cycle", spearman=0.2)])[f"{unsure}`phantom-far`"] == [">= 0.3", "0.2", "**no**"]
 
 
 def test_weak_penalties_are_compared_by_their_folds() -> None:
