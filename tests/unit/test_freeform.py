@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
+from torch import Tensor
 
 from medfields.cases import Pair
 from medfields.cases.pair import toy_motion
@@ -17,10 +19,11 @@ from medfields.fields import BSpline, Field, jacobian, on_lattice
 from medfields.fields.bspline import LinearBasis
 from medfields.kernels.trilinear import trilinear
 from medfields.losses import bending, determinant
+from medfields.losses.local import local_ncc
 from medfields.losses.regularity import barrier
 from medfields.methods.fluid import Fluid
 from medfields.solve import Run
-from medfields.solve.fluid import Steps, _ways, searched
+from medfields.solve.fluid import Likeness, Steps, _ways, flow, searched
 from medfields.solve.freeform import FreeForm, LatticeMatch, Regularity, Views, nested, subdivided
 from medfields.solve.pairing import displaced
 from medfields.space import Box, Grid, Volume
@@ -120,7 +123,7 @@ def test_bspline_finds_the_motion() -> None:
 
 @pytest.mark.parametrize("similarity", ["mi", "mind"])
 @pytest.mark.parametrize("method", [BSplineFFD(spacing=8.0, levels=2, voxels=(4.0, 2.0), blur=(2.0, 0.0), steps=(40, 40)),
-                                    Fluid(elastic=(10, 10, 10, 10), spacing=8.0, voxels=(2.0,), blur=(0.0,), rounds=(2,), steps=12)])
+                                    Fluid(elastic=(10, 10, 10, 10), spacing=16.0, voxels=(2.0,), steps=(24,))])
 def test_other_modalities(method: BSplineFFD | Fluid, similarity: str) -> None:
     """Contrast that is turned round, then folded: no correlation is left, and the motion is found all the same."""
     case = Pair.toy()
@@ -167,9 +170,25 @@ def test_the_end_of_an_image_is_no_edge_to_mind() -> None:
 
 def test_fluid_finds_the_motion_and_composes_what_it_says() -> None:
     case = Pair.toy()
-    warp = Fluid(search=4.0, elastic=(10, 10, 10, 10), spacing=8.0, voxels=(4.0, 2.0), blur=(2.0, 0.0), rounds=(2, 3), radius=2).solve(case, Run())
+    warp = Fluid(search=4.0, elastic=(10, 10, 10, 10), spacing=16.0, voxels=(4.0, 2.0), steps=(12, 12)).solve(case, Run())
     assert error(warp, case) < 0.35
     assert (determinant(jacobian(warp, case.points())) > 0.3).all()
+
+
+def test_a_flow_goes_no_further_than_its_steps_and_does_not_fold() -> None:
+    """Even from noise, whose slope points everywhere: each step is a quarter of a voxel where it is longest, and space stays whole."""
+    case = Pair.toy()
+    case = case.replaced(fixed=case.fixed.with_data(torch.randn(case.fixed.data.shape, generator=torch.Generator().manual_seed(0))))
+    views, small = Views(case, 2.0, 0.0), FreeForm(case.grid, case.box(), 6.0, 1)
+    for n in (1, 12):
+        whole = Steps(case, 1.0)
+        flow(whole, Likeness(small, views, "ncc", 2, whole.whole, 0.01, 1.0, 10.0), Run(), n, 0.5, 0.0, "flow")
+        longest = float(whole.u.norm(dim=0).max())
+        assert 0 < longest < 1.1 * n * 0.5
+        warp = whole.field(case)
+        assert (determinant(jacobian(warp, case.points())) > 0.05).all()
+    with pytest.raises(InputError, match="voxels and steps"):
+        Fluid(voxels=(2.0,), steps=(3, 3)).solve(case, Run())
 
 
 def test_steps_compose_and_the_field_takes_their_values(form: FreeForm) -> None:
@@ -186,8 +205,45 @@ def test_steps_compose_and_the_field_takes_their_values(form: FreeForm) -> None:
     expected = u + fields[0](x + u)
     off = (whole.field(case)(x) - expected).norm(dim=-1).mean()  # linear between nodes 2 mm apart, then a spline
     assert off < 0.25 * (u + fields[0](x) - expected).norm(dim=-1).mean()  # than if the later step were not followed
-    nodes = whole.whole.grid.crop((3, 3, 3), (4, 4, 4))
-    assert torch.allclose(on_lattice(whole.field(case), nodes).data, whole.whole.data[:, 3:7, 3:7, 3:7], atol=1e-4)
+    nodes = whole.grid.crop((3, 3, 3), (4, 4, 4))
+    assert torch.allclose(on_lattice(whole.field(case), nodes).data, whole.u[:, 3:7, 3:7, 3:7], atol=1e-4)
+
+
+def test_the_whole_is_smoothed_by_its_variance() -> None:
+    whole = Steps(Pair.toy(), 4.0)
+    with torch.no_grad():
+        whole.u.normal_(generator=torch.Generator().manual_seed(0))
+    expected = whole.u.numpy().copy()
+    for axis in (1, 2, 3):
+        expected = scipy.ndimage.convolve1d(expected, [0.2, 0.6, 0.2], axis, mode="nearest")
+    whole.smooth(0.4)
+    np.testing.assert_allclose(whole.u.numpy(), expected, atol=1e-6)
+
+
+def test_values_count_once_lines_have_made_them_comparable() -> None:
+    """A change of brightness that is slow beside the wide windows costs next to nothing, and one that is as wide as a small window costs much."""
+    case = Pair.toy()
+    x = torch.arange(case.fixed.grid.shape[0], dtype=torch.float32)[:, None, None]
+    form, still = FreeForm(case.grid, case.box(), 8.0, 1), torch.zeros(3, *Views(case, 2.0, 0.0).grid.shape)
+
+    def costs(change: Tensor) -> tuple[float, float]:
+        """Before and after the lines are drawn."""
+        views = Views(case.replaced(moving=case.fixed.with_data(change)), 2.0, 0.0)
+        small = 1 - local_ncc(views.fixed, views.warped(still), 2, views.counting(still), noise=0.01, squared=True)
+        match = Likeness(form, views, "ncc", 2, Steps(case, 4.0).whole, 0.01, 1.0, 8.0)
+        nothing_known = match.unlike(still) - small
+        match.draw_lines()
+        return float(nothing_known), float(match.unlike(still) - small)
+
+    image = case.fixed.data
+    assert costs(image)[0] == pytest.approx(1, rel=0.1)  # no line yet: all of the values is unlike
+    same, slow, turned, fine = (costs(change)[1] for change in (image, image * torch.exp(x / 20) + x / 10, 5 - 3 * image, image + torch.sin(2 * x)))
+    assert same < 0.01 and slow < 0.05 and turned < 0.01 and fine > 0.2
+    views = Views(case, 2.0, 0.0)
+    views.inside = torch.zeros_like(views.inside)
+    nobody = Likeness(form, views, "ncc", 2, Steps(case, 4.0).whole, 0.01, 1.0, 8.0)
+    nobody.draw_lines()
+    assert nobody.unlike(still).item() == 1.0
 
 
 def test_a_search_reaches_what_descent_does_not() -> None:

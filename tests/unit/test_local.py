@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medfields.losses.local import _open, _standard, local_ncc, mind_ssc
+from medfields.losses.local import _open, lines, local_ncc, mind_ssc, standard
 
 
 def textured(shape: tuple[int, ...] = (14, 13, 12), seed: int = 0) -> Tensor:
@@ -19,7 +19,8 @@ def close(a: Tensor | float, b: Tensor | float, by: float) -> None:
     assert abs(a - b) <= by, (a, b)
 
 
-def slow(a: Tensor, b: Tensor, radius: int, mask: Tensor | None = None, margin: int = 0, noise: float = 1e-4) -> float:
+def slow(a: Tensor, b: Tensor, radius: int, mask: Tensor | None = None, margin: int = 0, noise: float = 1e-4,
+         squared: bool = False) -> float:
     """The mean over windows, one after the other, in double precision."""
     inside = np.ones(a.shape, bool) if mask is None else mask.numpy()
     x, y = ((v - v[inside].mean()) / v[inside].std() for v in (a.double().numpy(), b.double().numpy()))
@@ -30,7 +31,8 @@ def slow(a: Tensor, b: Tensor, radius: int, mask: Tensor | None = None, margin: 
         cut = tuple(slice(max(0, p - radius), p + radius + 1) for p in at)
         p, q = x[cut][inside[cut]], y[cut][inside[cut]]
         cov = (p * q).mean() - p.mean() * q.mean()
-        found.append(cov / np.sqrt((p.var() + noise) * (q.var() + noise)))
+        r = cov / np.sqrt((p.var() + noise) * (q.var() + noise))
+        found.append(r * abs(r) if squared else r)
     return float(np.mean(found))
 
 
@@ -47,6 +49,9 @@ def test_local_ncc_is_the_mean_over_windows(radius: int, masked: bool, margin: i
     close(local_ncc(a, b, radius, mask, margin), slow(a, b, radius, mask, margin), 2e-5)
     close(local_ncc(a.double(), b.double(), radius, mask, margin), slow(a, b, radius, mask, margin), 1e-10)
     close(local_ncc(a, b, radius, mask, margin), local_ncc(b, a, radius, mask, margin), 1e-6)
+    squares = slow(a, -b, radius, mask, margin, 0.01, squared=True)
+    assert squares < 0
+    close(local_ncc(a.double(), -b.double(), radius, mask, margin, 0.01, squared=True), squares, 1e-10)
 
 
 def test_local_ncc_ends() -> None:
@@ -71,6 +76,23 @@ def test_local_ncc_forgives_gain_and_bias() -> None:
     assert whole < float(base) - 0.2  # what one window over everything makes of that
 
 
+def test_lines_are_those_of_each_window() -> None:
+    a, b = (standard(textured(seed=n).double(), torch.ones(14, 13, 12)) for n in (0, 1))
+    mask = torch.rand(a.shape, generator=torch.Generator().manual_seed(2)) > 0.3
+    slope, offset, variance = lines(a, b, 2, mask, noise=0.0)
+    spread = []
+    for at in np.argwhere(mask.numpy()):
+        cut = tuple(slice(max(0, p - 2), p + 3) for p in at)
+        inside = mask.numpy()[cut]
+        x, y = b.numpy()[cut][inside], a.numpy()[cut][inside]
+        np.testing.assert_allclose((slope[tuple(at)], offset[tuple(at)]), np.polyfit(x, y, 1), rtol=1e-6, atol=1e-8)
+        spread.append(y.var())
+    close(variance, float(np.mean(spread)), 1e-9)
+    flat = lines(a, torch.zeros_like(b), 2, mask)
+    assert not flat[0].any()  # no slope, and the offset is the mean of the window
+    close(flat[1][7, 7, 7], float(a[5:10, 5:10, 5:10][mask[5:10, 5:10, 5:10]].mean()), 1e-9)
+
+
 def test_local_ncc_mask_and_margin() -> None:
     """What lies beyond the mask is not seen; what lies in the margin is, from within."""
     a = textured()
@@ -88,8 +110,9 @@ def test_local_ncc_mask_and_margin() -> None:
     assert nothing == 0 and not torch.autograd.grad(nothing, leaf)[0].any()  # a block without voxels that count
 
 
+@pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize(("masked", "margin"), [(False, 0), (True, 2)])
-def test_local_ncc_gradient(masked: bool, margin: int) -> None:
+def test_local_ncc_gradient(masked: bool, margin: int, squared: bool) -> None:
     """The closed form is that of autograd through the definition, in float64 and, less exactly, in float32."""
     a = textured().double()
     b = (a + 0.5 * textured(seed=1)).requires_grad_()
@@ -97,19 +120,19 @@ def test_local_ncc_gradient(masked: bool, margin: int) -> None:
     centres = torch.zeros_like(whole)
     inner = (slice(margin, 14 - margin), slice(margin, 13 - margin), slice(margin, 12 - margin))
     centres[inner] = whole[inner]
-    slowly = 3 * _open(_standard(a, whole), _standard(b, whole), 2, whole, centres, 1e-4)
+    slowly = 3 * _open(standard(a, whole), standard(b, whole), 2, whole, centres, 1e-4, squared)
     wanted = torch.autograd.grad(slowly, b)[0]
     mask = whole > 0 if masked else None
-    value = 3 * local_ncc(a, b, 2, mask, margin)
+    value = 3 * local_ncc(a, b, 2, mask, margin, squared=squared)
     close(value, slowly, 1e-12)
     torch.testing.assert_close(torch.autograd.grad(value, b)[0], wanted, rtol=1e-9, atol=1e-12)
-    swapped = torch.autograd.grad(3 * local_ncc(b, a, 2, mask, margin), b)[0]
+    swapped = torch.autograd.grad(3 * local_ncc(b, a, 2, mask, margin, squared=squared), b)[0]
     torch.testing.assert_close(swapped, wanted, rtol=1e-9, atol=1e-12)
     leaf = b.detach().float().requires_grad_()
-    torch.testing.assert_close(torch.autograd.grad(3 * local_ncc(a.float(), leaf, 2, mask, margin), leaf)[0], wanted.float(), rtol=1e-3,
-                               atol=1e-4 * float(wanted.abs().max()))
+    roughly = torch.autograd.grad(3 * local_ncc(a.float(), leaf, 2, mask, margin, squared=squared), leaf)[0]
+    torch.testing.assert_close(roughly, wanted.float(), rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
     p, q = a.clone().requires_grad_(), b.detach().clone().requires_grad_()
-    both = torch.autograd.grad(3 * local_ncc(p, q, 2, mask, margin), (p, q))
+    both = torch.autograd.grad(3 * local_ncc(p, q, 2, mask, margin, squared=squared), (p, q))
     torch.testing.assert_close(both[1], wanted, rtol=1e-9, atol=1e-12)
     assert both[0].any()
 
