@@ -166,6 +166,8 @@ def noted(here: Path, fixed: Volume) -> None:
     write_volume(Volume((coarse.points().norm(dim=-1) < 14).float(), coarse), here / "coarse.nii.gz")
     write_volume(fixed.with_data(torch.where(fixed.data > 0.8, -700.0, -900.0) + 1000 * (fixed.data < 0.01)), here / "lung.nii.gz")
     write_volume(Volume(fixed.data, Grid(GRID.shape, GRID.affine @ np.diag([4, 4, 4, 1]))), here / "large.nii.gz")
+    bare = torch.where(GRID.points().norm(dim=-1) < 9, fixed.data + 0.1, torch.zeros(()))
+    write_volume(fixed.with_data(bare), here / "bare.nii.gz")
     write_volume(fixed.with_data((fixed.data - 0.6 * fixed.data.max()).abs()), here / "t2.nii.gz")
 
 
@@ -175,6 +177,8 @@ NOTES = [
     (("fixed.nii.gz", "large.nii.gz"), "the fixed image is 4.0 times smaller than the other"),
     (("lung.nii.gz", "lung.nii.gz", "--mask", "mask.nii.gz"), "of what lies just outside the mask is air"),
     (("fixed.nii.gz", "t2.nii.gz"), "two modalities?"),
+    (("fixed.nii.gz", "bare.nii.gz"), "of what the fixed image shows lies where the moving one is empty"),
+    (("bare.nii.gz", "fixed.nii.gz"), "of what the moving image shows lies where the fixed one is empty"),
     (("fixed.nii.gz", "moving.nii.gz", "--centreline", "line.csv", "--tube-radius", "5"), "makes no use of --centreline"),
 ]
 

@@ -34,6 +34,7 @@ NOTHING = 0.15  # the correlation that mutual information speaks of, below which
 LEAST_OVERLAP = 0.25  # of the smaller image's box
 SCALE = 2.5  # ratio of the sizes of two images of one kind of body that is doubted
 TRANSFORMS = (".txt", ".tfm", ".mat", ".h5")
+FAINT, SHELL = 0.1, 0.15  # of an image's brightness, what it shows; the share of that where the other is empty, above which a mask is asked for
 MEASURED = 40_000  # voxels that are compared before the methods do
 Matrix = Float[np.ndarray, "4 4"]
 
@@ -71,7 +72,8 @@ def inputs_of(options: Options, method: Method) -> Inputs:
     line = read_landmarks(options.centreline, fixed.grid) if options.centreline else None
     name = f"{Path(options.fixed).name} < {Path(options.moving).name}"
     case = Pair(fixed, moving, mask, moving_mask, start, first, line, options.tube_radius or 0.0, name)
-    notes += _strangers(case, method) + _lungs(fixed, mask, "mask") + _lungs(moving, moving_mask, "moving mask") + _idle(options, method)
+    notes += _strangers(case, method) + _shells(case) + _idle(options, method)
+    notes += _lungs(fixed, mask, "mask") + _lungs(moving, moving_mask, "moving mask")
     return Inputs(case, how, _landmarks(options, case, notes), _labels(options), notes)
 
 
@@ -201,6 +203,27 @@ def _strangers(case: Pair, method: Method) -> list[str]:
         return []
     return [f"the intensities are related (as closely as a correlation of {any_form:.2f}) but not alike (correlation {linear:.2f}): two modalities? "
             "Correlation misleads then: choose mutual information or MIND, see --help of the method for its --similarity"]
+
+
+def _shells(case: Pair) -> list[str]:
+    """Much of what one image shows lies where the other is exactly empty: a whole head and a brain without its skull, say."""
+    if case.mask is not None:
+        return []
+    x = case.points()
+    x = x[:: max(1, len(x) // MEASURED)]
+    values = [Volume(image.data, image.grid, fill=float("nan"))(x)[:, 0] for image in (case.fixed, case.aligned)]
+    seen = torch.isfinite(values[1])
+    empty, shown = [], []
+    for image, found in zip((case.fixed, case.aligned), values, strict=True):
+        dark, bright = float(image.data.min()), float(found[seen].quantile(0.98)) if seen.any() else 1.0
+        empty.append(found[seen] <= dark + 1e-3 * (bright - dark))
+        shown.append(found[seen] > dark + FAINT * (bright - dark))
+    for a, b, which in ((0, 1, ("moving", "fixed")), (1, 0, ("fixed", "moving"))):
+        share = float((empty[a] & shown[b]).sum() / shown[b].sum().clamp_min(1))
+        if share > SHELL:
+            return [f"{100 * share:.0f} % of what the {which[0]} image shows lies where the {which[1]} one is empty (a head, and a brain without its "
+                    "skull?): it would be drawn onto the border of what both show; give a --mask of that"]
+    return []
 
 
 def _lungs(image: Volume, mask: Volume | None, what: str) -> list[str]:

@@ -1,13 +1,15 @@
 """Fluid B-splines: displacements are searched on a coarse lattice, then refined by one free-form deformation and by a flow of small ones.
 
 phi = phi_0 o phi_1 o phi_2 o ... o phi_n, each phi_k(x) = x + u_k(x). phi_0 is a search (see `medfields.solve.search`), so that tissue that moved
-further than its detail is wide does not end in the wrong vessel. The others make F and M(phi) more alike, in windows: phi_1 is smooth as a whole,
-fitted from coarse to fine; phi_2 ... are short steps down the slope, of which only each by itself has to be smooth: like a fluid they may go
-far. Steps that do not fold cannot fold together.
+further than its detail is wide does not end in the wrong vessel. The others make F and M(phi) more alike: phi_1 is smooth as a whole, fitted from
+coarse to fine by correlations in windows; phi_2 ... are short steps down the slope of squared correlations in windows and of squared differences of
+values, of which only each by itself is smooth: like a fluid they may go far. After each the whole is smoothed a little, or it follows noise.
+Steps that do not fold cannot fold together.
 
-Needs: two images; a mask helps where organs slide along one another.
+Needs: two images; a mask helps where organs slide along one another, and where one image shows what the other lacks.
 Gives: displacement, mm, one cubic B-spline on a fine lattice, with exact derivatives.
-Deviations: greedy methods (Yushkevich's greedy, Avants' SyN) smooth the slope of each step with a Gaussian; here its B-spline does that.
+Deviations: greedy methods (Yushkevich's greedy, Avants' SyN) smooth the slope of each step with a Gaussian; here its B-spline does that. They know
+windows or values; here both count, the values after lines in wide windows made them comparable, so that a coil's bias moves nothing.
 Fidelity: ours.
 Use when: always; `bspline` is smoother and several times as fast.
 """
@@ -35,7 +37,7 @@ class Fluid(Method):
         search: mm that the search reaches to each side; 0 is no search.
         elastic: steps of the one deformation at 6, 4, 3 and 2 mm.
         spacing: of its finest lattice, mm.
-        lattice: of the whole, mm.
+        lattice: of the whole, voxels of the last stage.
         voxels: mm, of the images in each stage of the flow; never finer than the images' own.
         steps: of the flow in each stage.
         step: length of a step where it is longest, voxels of the stage.
@@ -73,7 +75,8 @@ class Fluid(Method):
     def solve(self, case: Pair, run: Run, prior: nn.Module | None = None) -> Field:
         if len(self.voxels) != len(self.steps):
             raise InputError("voxels and steps must be given for the same number of stages")
-        whole = Steps(case, self.lattice)
+        own = float(case.grid.spacing[:2].min())
+        whole = Steps(case, self.lattice * max(own, self.voxels[-1]))
         if self.search and self.similarity == "ncc":
             whole.start_from(searched(case, run, self.search))
         one = FreeForm(case.grid, case.box(), self.spacing, 4)
@@ -82,7 +85,7 @@ class Fluid(Method):
         whole.add(one)
         for voxel, steps in zip(self.voxels, self.steps, strict=True):
             views = Views(case, voxel, 0.0)
-            mm = float(views.grid.spacing[:2].min())
+            mm = max(own, voxel)
             small = FreeForm(case.grid, case.box(), self.smooth * mm, 1)
             match = Likeness(small, views, self.similarity, self.radius, whole.whole, self.noise, self.values, self.reach)
             flow(whole, match, run, steps, self.step * mm, self.stiff, f"flow {mm:.3g} mm")

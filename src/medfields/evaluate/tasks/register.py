@@ -88,8 +88,10 @@ _TUNED = {key: BUDGETS["hyperelastic"][key] for key in ("net", "steps", "lr", "z
 _REAL = ("lung", "breath", "brain")
 ABLATIONS: tuple[Ablation, ...] = (
     Ablation("20 s", ("lung",), ("fluid",),
-             {"search": 0.0, "elastic": (40, 30, 20, 15), "voxels": (2.0,), "steps": (12,), "lattice": 3.0}),
+             {"search": 0.0, "elastic": (40, 30, 20, 15), "voxels": (2.0,), "steps": (12,)}),
     Ablation("not searched", (*_REAL, "phantom", "phantom-far"), ("fluid",), {"search": 0.0}),
+    Ablation("windows alone", ("brain-back", "phantom"), ("fluid",), {"values": 0.0}),
+    Ablation("not held", ("brain-back", "phantom"), ("fluid",), {"stiff": 0.0}),
     Ablation("low omega", ("lung", "phantom"), ("idir",), _TUNED),
     # Both on one network, at weights that leave about the same error: |det - 1| lets a volume vanish, conformal hyperelasticity does not.
     Ablation("weak", ("phantom", "phantom-bias", "phantom-far"), ("idir",), {**_TUNED, "weight": 1e-3}),
