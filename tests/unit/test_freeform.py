@@ -187,6 +187,10 @@ def test_a_flow_goes_no_further_than_its_steps_and_does_not_fold() -> None:
         assert 0 < longest < 1.1 * n * 0.5
         warp = whole.field(case)
         assert (determinant(jacobian(warp, case.points())) > 0.05).all()
+    held, match = Steps(case, 1.0), Likeness(small, views, "ncc", 2, whole.whole, 0.01, 1.0, 10.0)
+    flow(held, match, Run(), 12, 0.5, 0.9, "flow")
+    assert match.slope.any()  # its lines were drawn
+    assert held.u.diff(dim=1).square().sum() < 0.8 * whole.u.diff(dim=1).square().sum()  # the whole was held together
     with pytest.raises(InputError, match="voxels and steps"):
         Fluid(voxels=(2.0,), steps=(3, 3)).solve(case, Run())
 

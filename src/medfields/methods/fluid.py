@@ -4,7 +4,7 @@ phi = phi_0 o phi_1 o phi_2 o ... o phi_n, each phi_k(x) = x + u_k(x). phi_0 is 
 further than its detail is wide does not end in the wrong vessel. The others make F and M(phi) more alike: phi_1 is smooth as a whole, fitted from
 coarse to fine by correlations in windows; phi_2 ... are short steps down the slope of squared correlations in windows and of squared differences of
 values, of which only each by itself is smooth: like a fluid they may go far. After each the whole is smoothed a little, or it follows noise.
-Steps that do not fold cannot fold together.
+Steps that do not fold cannot fold together; what is smoothed between them is no proof, and folds are counted.
 
 Needs: two images; a mask helps where organs slide along one another, and where one image shows what the other lacks.
 Gives: displacement, mm, one cubic B-spline on a fine lattice, with exact derivatives.
