@@ -173,6 +173,8 @@ def test_fluid_finds_the_motion_and_composes_what_it_says() -> None:
     warp = Fluid(search=4.0, elastic=(10, 10, 10, 10), spacing=16.0, voxels=(4.0, 2.0), steps=(12, 12)).solve(case, Run())
     assert error(warp, case) < 0.35
     assert (determinant(jacobian(warp, case.points())) > 0.3).all()
+    assert isinstance(warp.net, LinearBasis)
+    assert warp.net.coefficients.shape[1:] == nested(case.grid, case.box(), 3.0, 1)[0].shape  # one and a half voxels of the last stage
 
 
 def test_a_flow_goes_no_further_than_its_steps_and_does_not_fold() -> None:
