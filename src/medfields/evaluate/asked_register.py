@@ -33,7 +33,8 @@ run each, those of `bspline` on the first two: one pair of brains decides little
 0.731 (values count beside windows, the whole is smoothed after each step) to 0.740 and 0.738 (half as many steps, twice as long) and 0.744 and
 0.742 (smoothed by 0.04 instead of 0.06 squared nodes; 0.025 leaves 0.737 on the latter). Values by one line for the whole image did as well there,
 and ruined `phantom-bias` (0.86 voxels). Adam met the vessels of `breath` more closely (overlap 0.80), `phantom` (0.087 voxels) and `phantom-far`
-(0.141 voxels), whose images correspond exactly; on landmarks and labels it was behind.
+(0.141 voxels), whose images correspond exactly; on landmarks and labels it was behind. Times of fluid and ants, and of `bspline` on `lung`, are
+those of a slower machine than the others' (`bspline` took 31.9 s before).
 
 Of the 21 landmarks of `lung` bspline, fluid (by Adam), syn and demons miss the same ones by the same vectors (correlations 0.88 to 0.98 between
 their components; idir's with theirs 0.6 to 0.7), and the mean of all their answers errs by 1.09 mm: what is left is shared, by the annotation or by

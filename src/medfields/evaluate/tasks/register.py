@@ -88,7 +88,7 @@ _TUNED = {key: BUDGETS["hyperelastic"][key] for key in ("net", "steps", "lr", "z
 _REAL = ("lung", "breath", "brain")
 ABLATIONS: tuple[Ablation, ...] = (
     Ablation("20 s", ("lung",), ("fluid",),
-             {"search": 0.0, "elastic": (40, 30, 20, 15), "voxels": (2.0,), "steps": (12,)}),
+             {"search": 0.0, "elastic": (30, 20, 10, 6), "voxels": (2.0,), "steps": (6,)}),
     Ablation("not searched", (*_REAL, "phantom", "phantom-far"), ("fluid",), {"search": 0.0}),
     Ablation("windows alone", ("brain-back", "phantom"), ("fluid",), {"values": 0.0}),
     Ablation("not held", ("brain-back", "phantom"), ("fluid",), {"stiff": 0.0}),
