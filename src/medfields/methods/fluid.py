@@ -9,7 +9,7 @@ Steps that do not fold cannot fold together; what is smoothed between them is no
 Needs: two images; a mask helps where organs slide along one another, and where one image shows what the other lacks.
 Gives: displacement, mm, one cubic B-spline on a fine lattice, with exact derivatives.
 Deviations: greedy methods (Yushkevich's greedy, Avants' SyN) smooth the slope of each step with a Gaussian; here its B-spline does that. They know
-windows or values; here both count, the values after lines in wide windows made them comparable, so that a coil's bias moves nothing.
+windows or values; here both count, the values after lines in wide windows made them comparable, so that a coil's bias counts for little.
 Fidelity: ours.
 Use when: always; `bspline` is smoother and several times as fast.
 """
